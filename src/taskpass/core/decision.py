@@ -1,0 +1,171 @@
+"""The answer of policy: three values, and the duties that come with them.
+
+``deny < needs_approval < permit``. A policy engine answers with two values; the third comes from asking twice
+(design: interfaces.md, *Policy outcome*). ``combine`` holds that rule, ``floor`` the minimum that no policy can undo.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+
+from taskpass.core.separation import Environment
+
+ABSOLUTE_MAX_TTL = 8 * 3600
+"""Seconds. No lease lives longer, whatever a policy says (threats.md, section 5, line 3)."""
+
+DEFAULT_TTL = 15 * 60
+PRODUCTION_TTL = 10 * 60
+
+
+class Outcome(IntEnum):
+    DENY = 0
+    NEEDS_APPROVAL = 1
+    PERMIT = 2
+
+    @property
+    def word(self) -> str:
+        return self.name.lower()
+
+
+class Delivery(StrEnum):
+    """How the access reaches the tool. ``BEARER`` is not offered yet and is listed because records name it."""
+
+    ENDPOINT = "endpoint"
+    BEARER = "bearer"
+
+
+@dataclass(frozen=True, slots=True)
+class Obligations:
+    """Duties of a permit. Combined, the most restrictive wins for each.
+
+    ``max_ttl`` in seconds; ``quorum`` the number of distinct humans; ``approvers`` groups of which *each* must be
+    represented among the votes.
+    """
+
+    max_ttl: int = ABSOLUTE_MAX_TTL
+    quorum: int = 0
+    approvers: frozenset[str] = frozenset()
+    read_only: bool = False
+    delivery: Delivery = Delivery.ENDPOINT
+
+    def stricter(self, other: Obligations) -> Obligations:
+        return Obligations(
+            max_ttl=min(self.max_ttl, other.max_ttl),
+            quorum=max(self.quorum, other.quorum),
+            approvers=self.approvers | other.approvers,
+            read_only=self.read_only or other.read_only,
+            delivery=Delivery.ENDPOINT if Delivery.ENDPOINT in (self.delivery, other.delivery) else Delivery.BEARER,
+        )
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "max_ttl": self.max_ttl,
+            "quorum": self.quorum,
+            "approvers": sorted(self.approvers),
+            "read_only": self.read_only,
+            "delivery": self.delivery.value,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, object]) -> Obligations:
+        groups = data["approvers"]
+        assert isinstance(groups, list)
+        return cls(
+            max_ttl=int(str(data["max_ttl"])),
+            quorum=int(str(data["quorum"])),
+            approvers=frozenset(str(group) for group in groups),  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+            read_only=bool(data["read_only"]),
+            delivery=Delivery(str(data["delivery"])),
+        )
+
+
+def strictest(obligations: Iterable[Obligations]) -> Obligations:
+    """All of them together; without any, the absolute maximum and no approver."""
+    result = Obligations()
+    for item in obligations:
+        result = result.stricter(item)
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One run of the policy engine.
+
+    ``allowed`` is True only for the engine's exact *Allow*; ``policies`` are the ids of the determining policies;
+    ``errors`` are safe texts and make the outcome a deny whatever else was said.
+    """
+
+    allowed: bool
+    policies: tuple[str, ...] = ()
+    obligations: Obligations = field(default_factory=Obligations)
+    errors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What was decided, from which policy snapshot, and by which rules. Part of every request and audit record.
+
+    ``code`` is stable and the only reason an agent is told; ``policies`` and ``errors`` are for operators.
+    """
+
+    outcome: Outcome
+    code: str
+    obligations: Obligations
+    policies: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+    engine: str = ""
+    snapshot: str = ""
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "outcome": self.outcome.word,
+            "code": self.code,
+            "obligations": self.obligations.to_json(),
+            "policies": list(self.policies),
+            "errors": list(self.errors),
+            "engine": self.engine,
+            "snapshot": self.snapshot,
+        }
+
+
+def combine(unapproved: Evaluation, approved: Evaluation, *, engine: str = "", snapshot: str = "") -> Decision:
+    """The outcome of the same policies asked with ``context.approved`` false and then true.
+
+    Any error: deny. Second not Allow: deny. First Allow: permit. Otherwise: needs approval. The obligations of all
+    determining policies of *both* evaluations apply together, because the guard that demands approval determines only
+    the first and the permits only the second (feasibility.md, C10). An approval that nobody could give is a deny.
+    """
+    errors = unapproved.errors + approved.errors
+    policies = tuple(dict.fromkeys(unapproved.policies + approved.policies))
+    duties = unapproved.obligations.stricter(approved.obligations)
+
+    def decide(outcome: Outcome, code: str) -> Decision:
+        return Decision(outcome, code, duties, policies, errors, engine, snapshot)
+
+    if errors:
+        return decide(Outcome.DENY, "policy_error")
+    if not approved.allowed:
+        return decide(Outcome.DENY, "policy_denied")
+    if unapproved.allowed:
+        return decide(Outcome.PERMIT, "permitted")
+    return decide(Outcome.NEEDS_APPROVAL, "needs_approval")
+
+
+def floor(decision: Decision, environment: Environment, *, writes: bool) -> Decision:
+    """What holds in code whatever the policies say: production always asks, writes in staging ask.
+
+    Also: lifetimes never exceed the absolute maximum, and an approval needs at least one approver of a named group.
+    """
+    outcome, code, duties = decision.outcome, decision.code, decision.obligations
+    asks = environment is Environment.PRODUCTION or (environment is Environment.STAGING and writes)
+    if outcome is Outcome.PERMIT and asks:
+        outcome, code = Outcome.NEEDS_APPROVAL, "needs_approval"
+    longest = PRODUCTION_TTL if environment is Environment.PRODUCTION else ABSOLUTE_MAX_TTL
+    duties = duties.stricter(Obligations(max_ttl=longest))
+    if outcome is Outcome.NEEDS_APPROVAL:
+        duties = duties.stricter(Obligations(quorum=1))
+        if not duties.approvers:
+            outcome, code = Outcome.DENY, "no_approvers"
+    return Decision(outcome, code, duties, decision.policies, decision.errors, decision.engine, decision.snapshot)

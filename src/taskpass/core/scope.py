@@ -1,0 +1,102 @@
+"""What is asked for: a level on tables of a resource, as patterns. It grants nothing; it resolves to a manifest."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from taskpass.core.errors import InvalidInput
+from taskpass.core.text import accept
+
+MAX_PATTERNS = 200
+
+
+class Level(StrEnum):
+    """How far an access goes. ``read`` is the only level so far."""
+
+    READ = "read"
+
+
+class Verb(StrEnum):
+    SELECT = "SELECT"
+
+
+VERBS_OF_LEVEL: dict[Level, frozenset[Verb]] = {Level.READ: frozenset({Verb.SELECT})}
+
+
+def pattern(text: object) -> str:
+    """A table pattern ``schema.table``; ``*`` stands for any run of characters in either half. Names are as stored."""
+    name = accept(text, what="a table pattern")
+    if name.count(".") < 1 or not all(name.split(".", 1)):
+        raise InvalidInput("a table pattern must name schema and table", hint='write "public.orders" or "public.*"')
+    return name
+
+
+def matches(patterns: tuple[str, ...], schema: str, table: str) -> bool:
+    """Whether ``schema.table`` fits one of ``patterns``; exact text, case included, only ``*`` is special."""
+    return any(_fits(p.split(".", 1)[0], schema) and _fits(p.split(".", 1)[1], table) for p in patterns)
+
+
+def _fits(glob: str, name: str) -> bool:
+    return re.fullmatch(".*".join(re.escape(part) for part in glob.split("*")), name, re.DOTALL) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """``tables`` minus ``exclude`` of ``resource`` at ``level``, optionally narrowed by ``only`` (the caller's wish).
+
+    ``tables`` and ``exclude`` come from the operator's config; ``only`` can make the scope smaller, never larger.
+    """
+
+    resource: str
+    access: str
+    level: Level
+    tables: tuple[str, ...]
+    exclude: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.tables:
+            raise InvalidInput(f"access {self.access} of {self.resource} names no tables")
+        if max(len(self.tables), len(self.exclude), len(self.only)) > MAX_PATTERNS:
+            raise InvalidInput(f"too many table patterns, at most {MAX_PATTERNS}")
+        for text in (*self.tables, *self.exclude, *self.only):
+            pattern(text)
+
+    def wants(self, schema: str, table: str) -> bool:
+        """Whether an object of that name is asked for (and not excluded)."""
+        return (
+            matches(self.tables, schema, table)
+            and not self.excludes(schema, table)
+            and (not self.only or matches(self.only, schema, table))
+        )
+
+    def excludes(self, schema: str, table: str) -> bool:
+        return bool(self.exclude) and matches(self.exclude, schema, table)
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "resource": self.resource,
+            "access": self.access,
+            "level": self.level.value,
+            "tables": list(self.tables),
+            "exclude": list(self.exclude),
+            "only": list(self.only),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, object]) -> Scope:
+        def words(key: str) -> tuple[str, ...]:
+            value = data[key]
+            assert isinstance(value, list)
+            return tuple(str(item) for item in value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+
+        return cls(
+            str(data["resource"]),
+            str(data["access"]),
+            Level(str(data["level"])),
+            words("tables"),
+            words("exclude"),
+            words("only"),
+        )

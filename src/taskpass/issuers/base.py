@@ -1,0 +1,196 @@
+"""Issuers make credentials in a target and take them back: the contract of every one.
+
+Contract
+    * All effects are idempotent by lease id. Creating again for the same lease replaces the secret and creates no second
+      account; taking back what is gone, or never was, is success.
+    * An issuer never decides. It is told what was decided, recomputes what it would grant inside the granting transaction
+      and raises ``ManifestChanged`` if that differs.
+    * ``close`` returns only when the target itself proved that the account is refused; otherwise it raises ``NotProven``
+      (the target answered, the answer is no proof) or ``TargetUnavailable`` (no answer). Both are retried for ever.
+    * Errors: ``TargetUnavailable``, ``TargetUnfit``, ``ManifestChanged``, ``NotProven``, ``InvalidInput``. Driver exceptions
+      never escape, and no message holds a secret.
+    * Methods block (callers run them in threads), are safe to call from several threads, and bound their own time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from taskpass.core.clock import Instant
+from taskpass.core.ids import InstallationId, LeaseId, RoleName
+from taskpass.core.lease import Target
+from taskpass.core.manifest import Manifest
+from taskpass.core.scope import Scope
+from taskpass.core.secret import Secret
+
+
+class RevocationSpeed(StrEnum):
+    NOW = "now"
+    NEXT_REQUEST = "next request"
+    AT_EXPIRY = "at expiry"
+    GATEWAY_ONLY = "only through our gateway"
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What this issuer can do on its target; shown before approval, asked for by tests and policy."""
+
+    cuts_open_sessions: bool
+    expires_by_itself: bool
+    revocation: RevocationSpeed
+    per_object: bool
+    delivers_endpoint: bool
+
+
+class Severity(StrEnum):
+    OK = "ok"
+    NOTE = "note"
+    """True and worth knowing; nothing is refused."""
+    WARNING = "warning"
+    """Shown by ``doctor`` for as long as it stands."""
+    FATAL = "fatal"
+    """The resource is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One result of a preflight check, in words a DBA can act on. ``fix`` is SQL or a sentence, or empty."""
+
+    check: str
+    severity: Severity
+    message: str
+    fix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What to create for one lease.
+
+    ``asked`` is the digest of the manifest that ``scope`` resolved to when it was decided: the recomputed one must have
+    the same. ``manifest`` (within it) is what is granted. ``lifetime`` in seconds from now by the target's clock.
+    ``verifier_of`` is the secret whose SCRAM verifier is sent; the secret itself never is. ``audit_head`` goes into the
+    target's own log as an outside anchor.
+    """
+
+    lease: LeaseId
+    role: RoleName
+    scope: Scope
+    asked: str
+    manifest: Manifest
+    lifetime: int
+    secret: Secret = field(repr=False)
+    audit_head: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The proof that an access is gone, as the target gave it. This is a stored format.
+
+    ``answer`` names what was read on the wire (``AuthenticationOk,28000``); ``nodes`` maps each node that was swept to
+    the number of clean scans; ``ended`` counts sessions that were cut; ``fenced`` starting ones; ``prepared`` prepared
+    transactions rolled back; ``absent`` is True if the role did not exist; ``took_ms`` from the call to the proof.
+    """
+
+    answer: str
+    nodes: dict[str, int]
+    ended: int = 0
+    fenced: int = 0
+    prepared: int = 0
+    absent: bool = False
+    took_ms: int = 0
+    steps: tuple[tuple[str, int], ...] = ()
+    """(step, milliseconds since the call) in order."""
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "answer": self.answer,
+            "nodes": dict(self.nodes),
+            "ended": self.ended,
+            "fenced": self.fenced,
+            "prepared": self.prepared,
+            "absent": self.absent,
+            "took_ms": self.took_ms,
+            "steps": [list(step) for step in self.steps],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class FoundRole:
+    """A role with our prefix that exists in the target. ``lease`` is None for another installation's or a hand-made one."""
+
+    name: str
+    lease: LeaseId | None
+    can_login: bool
+    sessions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What stands in the target now. ``epoch`` is the epoch that the target remembers for this installation."""
+
+    epoch: int
+    own: tuple[FoundRole, ...]
+    foreign: tuple[str, ...]
+    now: Instant
+    unlisted_nodes: tuple[str, ...] = ()
+
+
+class Issuer(Protocol):
+    """One resource's issuer: bound to one target and one installation."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    @property
+    def target(self) -> Target: ...
+
+    @property
+    def installation(self) -> InstallationId: ...
+
+    def preflight(self, *, thorough: bool = False) -> list[Finding]:
+        """Whether the target can be served. ``thorough`` also rehearses with a real throw-away role (positive control)."""
+        ...
+
+    def resolve(self, scope: Scope) -> Manifest:
+        """Read the catalogue: the manifest that ``scope`` means now. Raises ``TargetUnfit`` for fatal PUBLIC reach."""
+        ...
+
+    def estimate_rows(self, manifest: Manifest) -> dict[int, int]:
+        """The target's own row estimates by object oid, for people; never part of a digest."""
+        ...
+
+    def create(self, order: Order) -> None:
+        """Create the account *disabled* with exactly the granted rights; nothing can log in yet."""
+        ...
+
+    def enable(self, role: RoleName, *, lifetime: int, audit_head: str) -> None:
+        """Let the account log in for ``lifetime`` seconds from now by the target's clock. Also used to renew."""
+        ...
+
+    def rights(self, role: RoleName) -> dict[int, frozenset[int]]:
+        """Read back: object oid -> column numbers that the account can read."""
+        ...
+
+    def close(self, role: RoleName, *, audit_head: str) -> Taken:
+        """Take everything away and prove it (design: architecture.md, *closing*)."""
+        ...
+
+    def sweep(self, role: RoleName) -> int:
+        """Late sweep after ``close``: end and count the sessions found. More than 0 is an incident."""
+        ...
+
+    def clean(self, role: RoleName) -> bool:
+        """Remove what is left. False if something still blocks it (to be retried); True if nothing is left."""
+        ...
+
+    def inventory(self) -> Inventory: ...
+
+    def set_epoch(self, epoch: int) -> None:
+        """Raise the epoch that the target remembers; never lowers it."""
+        ...
+
+    def close_connections(self) -> None:
+        """Give back pooled connections; the issuer stays usable."""
+        ...

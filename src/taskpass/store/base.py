@@ -1,0 +1,229 @@
+"""What the broker remembers: the contract of every store.
+
+A unit of work is one durable transaction; the audit records appended in it become durable with it or not at all.
+Nothing may assume a single process: two brokers, or a broker and a command, may use one store at the same time.
+
+Contract
+    * ``Store.write()`` opens a serialised write transaction, commits at the normal end of the block and rolls back on any
+      exception. ``Store.read()`` opens a consistent read. Neither is kept open across a call to a target.
+    * Rows change state only through the ``advance`` methods, which apply the aggregate's transition table in one
+      compare-and-set; a row that is not in the state the caller saw raises ``Conflict``. The database enforces the same
+      tables with triggers, so a hand-written UPDATE fails too.
+    * Errors: ``NotFound`` for an absent row, ``Conflict`` for a lost race or a broken uniqueness, ``StoreUnavailable`` for
+      everything that the driver says (locked, full, read-only, corrupt). Driver exceptions never escape.
+    * Methods block; callers run them in threads. A unit of work belongs to one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from taskpass.core.approval import Approval
+from taskpass.core.audit import Event, Record
+from taskpass.core.clock import Instant
+from taskpass.core.grant import Grant
+from taskpass.core.ids import ApprovalId, GrantId, HumanId, InstallationId, LeaseId, RequestId, RunId, TaskId
+from taskpass.core.lease import Lease, LeaseEvent, LeaseState
+from taskpass.core.request import AccessRequest, RequestEvent, RequestState
+from taskpass.core.task import Task, TaskEvent, TaskState
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """``epoch`` rises with every restore; ``demo`` is set at creation only and cannot be changed afterwards.
+
+    ``latest_seen`` is the latest time that any unit of work carried (see ``core.guard``).
+    """
+
+    id: InstallationId
+    epoch: int
+    demo: bool
+    created_at: Instant
+    latest_seen: Instant
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One ``taskpass run``: a sandbox that the broker prepared a private directory and socket for.
+
+    ``namespace`` is ``<boot id>/<pid namespace inode>`` once the sandbox made first contact, and empty before.
+    """
+
+    id: RunId
+    tool: str
+    sponsor: HumanId
+    uid: int
+    directory: str
+    separation: str
+    namespace: str
+    created_at: Instant
+    ended_at: Instant | None
+
+
+class Runs(Protocol):
+    def add(self, run: Run) -> None: ...
+    def get(self, run_id: RunId) -> Run: ...
+    def bind(self, run_id: RunId, *, namespace: str, separation: str) -> None:
+        """Bind an unbound run to its namespace, once; ``Conflict`` if it is bound already."""
+        ...
+
+    def end(self, run_id: RunId, at: Instant) -> None:
+        """Idempotent."""
+        ...
+
+    def unended(self) -> list[Run]: ...
+
+
+class Tasks(Protocol):
+    def add(self, task: Task) -> None: ...
+    def get(self, task_id: TaskId) -> Task: ...
+    def advance(self, task_id: TaskId, event: TaskEvent, at: Instant, *, reason: str) -> Task: ...
+    def list(self, *, state: TaskState | None = None, run: RunId | None = None, limit: int = 200) -> list[Task]:
+        """Newest first. ``run`` filters on the run a task was opened in."""
+        ...
+
+    def find_unattached(self, sponsor: HumanId, machine: str, repository: str) -> Task | None:
+        """The open task outside any run of that sponsor, machine and repository."""
+        ...
+
+    def children(self, task_id: TaskId) -> list[Task]:
+        """Open tasks that name ``task_id`` among their parents."""
+        ...
+
+
+class Requests(Protocol):
+    def add(self, request: AccessRequest) -> None: ...
+    def get(self, request_id: RequestId) -> AccessRequest: ...
+    def advance(
+        self,
+        request_id: RequestId,
+        event: RequestEvent,
+        at: Instant,
+        *,
+        comment: str = "",
+        lapses_at: Instant | None = None,
+    ) -> AccessRequest: ...
+    def list(
+        self, *, state: RequestState | None = None, task: TaskId | None = None, limit: int = 200
+    ) -> list[AccessRequest]: ...
+    def lapsing(self, now: Instant) -> list[AccessRequest]:
+        """Pending or approved requests whose ``lapses_at`` has come."""
+        ...
+
+    def count_pending(self, sponsor: HumanId) -> int: ...
+
+
+class Approvals(Protocol):
+    def add(self, approval: Approval) -> None:
+        """``Conflict`` if this human has voted on this request already."""
+        ...
+
+    def of_request(self, request_id: RequestId) -> list[Approval]: ...
+    def consume(self, approval_ids: Iterable[ApprovalId], grant: GrantId) -> None:
+        """Mark as used by ``grant``; a unique constraint makes a second use ``Conflict``."""
+        ...
+
+    def consumed(self, approval_id: ApprovalId) -> GrantId | None: ...
+
+
+class Challenges(Protocol):
+    """Server nonces of people's actions: single use, short-lived."""
+
+    def add(self, nonce: str, *, verb: str, subject: str, human: HumanId, expires_at: Instant) -> None: ...
+    def take(self, nonce: str, *, verb: str, subject: str, human: HumanId, now: Instant) -> None:
+        """Use a nonce up. ``Expired`` if it is unknown, used, too old or was made for something else."""
+        ...
+
+
+class Grants(Protocol):
+    def add(self, grant: Grant) -> None: ...
+    def get(self, grant_id: GrantId) -> Grant: ...
+    def of_request(self, request_id: RequestId) -> Grant | None: ...
+    def list(self, *, task: TaskId | None = None, limit: int = 200) -> list[Grant]: ...
+
+
+class Leases(Protocol):
+    def add(self, lease: Lease) -> None:
+        """``lease.state`` must be ``intended``."""
+        ...
+
+    def get(self, lease_id: LeaseId) -> Lease: ...
+    def advance(self, lease_id: LeaseId, event: LeaseEvent, at: Instant, **changes: Any) -> Lease:
+        """Apply ``event`` and set the fields in ``changes`` (of ``Lease``) in the same step."""
+        ...
+
+    def note(self, lease_id: LeaseId, **changes: Any) -> Lease:
+        """Set bookkeeping fields (``attempts``, ``retry_at``, ``last_error``, ``incidents``) without a transition."""
+        ...
+
+    def list(
+        self,
+        *,
+        states: Iterable[LeaseState] | None = None,
+        task: TaskId | None = None,
+        grant: GrantId | None = None,
+        resource: str | None = None,
+        limit: int = 1000,
+    ) -> list[Lease]: ...
+    def expiring(self, now: Instant) -> list[Lease]:
+        """Intended and active leases whose ``expires_at`` has come."""
+        ...
+
+    def due(self, now: Instant, *, limit: int = 100) -> list[Lease]:
+        """Closing leases whose ``retry_at`` is unset or has come, oldest first."""
+        ...
+
+    def count_live(self, *, task: TaskId | None = None, sponsor: HumanId | None = None) -> int: ...
+
+
+class Audit(Protocol):
+    def append(self, event: Event, at: Instant) -> Record:
+        """Chain, sign and insert ``event``; durable with the unit of work."""
+        ...
+
+    def head(self) -> tuple[int, str]:
+        """Sequence number and hash of the newest record (0 and the genesis hash when there is none)."""
+        ...
+
+    def records(self, *, after: int = 0, limit: int = 1000) -> list[Record]: ...
+    def about(self, subject_id: str, *, limit: int = 1000) -> list[Record]:
+        """Records whose subject names ``subject_id``, oldest first."""
+        ...
+
+
+class Unit(Protocol):
+    """One unit of work."""
+
+    @property
+    def installation(self) -> Installation: ...
+    @property
+    def runs(self) -> Runs: ...
+    @property
+    def tasks(self) -> Tasks: ...
+    @property
+    def requests(self) -> Requests: ...
+    @property
+    def approvals(self) -> Approvals: ...
+    @property
+    def challenges(self) -> Challenges: ...
+    @property
+    def grants(self) -> Grants: ...
+    @property
+    def leases(self) -> Leases: ...
+    @property
+    def audit(self) -> Audit: ...
+    def see_time(self, now: Instant) -> Instant:
+        """Raise ``latest_seen`` to ``now`` if it is later, and return the later of the two."""
+        ...
+
+
+class Store(Protocol):
+    def write(self) -> AbstractContextManager[Unit]: ...
+    def read(self) -> AbstractContextManager[Unit]: ...
+    def close(self) -> None: ...
+    def iterate_audit(self, *, after: int = 0) -> Iterator[Record]:
+        """All records in order, read in batches outside any unit of work."""
+        ...
