@@ -1,0 +1,114 @@
+"""The configuration as one frozen tree. Loading, checking and digesting it are in the modules beside this one.
+
+Not for: secrets. A login is a reference (``file``, ``peer``, ``cert``, ``command``, ``systemd-credential``); never ``env``
+and never inline, because an agent of the same uid reads environments and files of the checkout (threats.md, item 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from taskpass.core.errors import InvalidInput
+from taskpass.core.ids import HumanId
+from taskpass.core.lease import Target
+from taskpass.core.scope import Level, Scope
+from taskpass.core.separation import Environment
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerSettings:
+    """``store`` is a SQLAlchemy address (four slashes: absolute). ``allow_root_agents`` serves callers with uid 0."""
+
+    trust_domain: str
+    store: str
+    allow_root_agents: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """A named access of a resource: what may be asked for at most."""
+
+    name: str
+    level: Level
+    tables: tuple[str, ...]
+    exclude: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A database. ``cluster`` and ``database`` pin it to what was enrolled (system identifier as text, database oid).
+
+    ``tls`` is ``{"ca": "system" | <absolute path>}`` or empty, which only a Unix socket or loopback address may have.
+    ``login`` has exactly one key of the reference kinds.
+    """
+
+    name: str
+    issuer: str
+    environment: Environment
+    address: str
+    nodes: tuple[str, ...]
+    tls: Mapping[str, str] = field(hash=False)
+    login: Mapping[str, str] = field(hash=False)
+    cluster: str
+    database: int
+    shared_cluster: bool
+    access: Mapping[str, Access] = field(hash=False)
+
+    def scope(self, access: str, only: tuple[str, ...] = ()) -> Scope:
+        """The scope that ``access`` means; raises ``InvalidInput`` if the resource has no such access."""
+        if access not in self.access:
+            raise InvalidInput(
+                f"{self.name} offers no access of that name", hint="taskpass status lists what may be asked"
+            )
+        found = self.access[access]
+        return Scope(self.name, access, found.level, found.tables, found.exclude, only)
+
+    def target(self) -> Target:
+        return Target(
+            resource=self.name,
+            issuer=self.issuer,
+            environment=self.environment,
+            address=self.address,
+            nodes=self.nodes,
+            tls=dict(self.tls),
+            login=dict(self.login),
+            cluster=self.cluster,
+            database=self.database,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Human:
+    """One record per human; every login method hangs on it.
+
+    ``os_users`` are the accounts on this machine that are this person. ``reviewer_key`` (Ed25519, base64) and
+    ``reviewer_salt`` (base64) verify what the person signs with the reviewer secret; the secret is not kept.
+    """
+
+    id: HumanId
+    os_users: tuple[str, ...] = ()
+    reviewer_key: str = ""
+    reviewer_salt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class People:
+    humans: Mapping[HumanId, Human] = field(hash=False)
+    groups: Mapping[str, frozenset[HumanId]] = field(hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Everything that one start of the broker runs on. ``digest`` covers the file; see ``config.snapshot``."""
+
+    directory: Path
+    broker: BrokerSettings
+    resources: Mapping[str, Resource] = field(hash=False)
+    people: People = field(hash=False)
+    digest: str = ""
+
+    @property
+    def policy_directory(self) -> Path:
+        return self.directory / "policy"
