@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 
 from taskpass.core.separation import Environment
@@ -107,7 +107,8 @@ class Evaluation:
 class Decision:
     """What was decided, from which policy snapshot, and by which rules. Part of every request and audit record.
 
-    ``code`` is stable and the only reason an agent is told; ``policies`` and ``errors`` are for operators.
+    ``code`` is stable and the only reason an agent is told; ``policies``, ``errors`` and ``parts`` are for operators.
+    ``parts`` names the objects that made the whole as strict as it is, if not all of them did.
     """
 
     outcome: Outcome
@@ -117,6 +118,7 @@ class Decision:
     errors: tuple[str, ...] = ()
     engine: str = ""
     snapshot: str = ""
+    parts: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -127,6 +129,7 @@ class Decision:
             "errors": list(self.errors),
             "engine": self.engine,
             "snapshot": self.snapshot,
+            "parts": list(self.parts),
         }
 
 
@@ -156,10 +159,12 @@ def combine(unapproved: Evaluation, approved: Evaluation, *, engine: str = "", s
 def floor(decision: Decision, environment: Environment, *, writes: bool) -> Decision:
     """What holds in code whatever the policies say: production always asks, writes in staging ask.
 
-    Also: lifetimes never exceed the absolute maximum, and an approval needs at least one approver of a named group.
+    Also: a permit that comes with approvers or a quorum asks them, because a permit cannot carry that duty; lifetimes
+    never exceed the absolute maximum; and an approval needs at least one approver of a named group.
     """
     outcome, code, duties = decision.outcome, decision.code, decision.obligations
     asks = environment is Environment.PRODUCTION or (environment is Environment.STAGING and writes)
+    asks = asks or duties.quorum > 0 or bool(duties.approvers)
     if outcome is Outcome.PERMIT and asks:
         outcome, code = Outcome.NEEDS_APPROVAL, "needs_approval"
     longest = PRODUCTION_TTL if environment is Environment.PRODUCTION else ABSOLUTE_MAX_TTL
@@ -168,4 +173,4 @@ def floor(decision: Decision, environment: Environment, *, writes: bool) -> Deci
         duties = duties.stricter(Obligations(quorum=1))
         if not duties.approvers:
             outcome, code = Outcome.DENY, "no_approvers"
-    return Decision(outcome, code, duties, decision.policies, decision.errors, decision.engine, decision.snapshot)
+    return replace(decision, outcome=outcome, code=code, obligations=duties)

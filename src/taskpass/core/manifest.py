@@ -1,4 +1,5 @@
-"""The rights manifest: the exact objects, columns and verbs that a scope resolves to, and what is reachable through them.
+"""The rights manifest: the exact objects, columns and verbs that a scope resolves to, and what is reachable through
+them.
 
 A name can come to mean something else between a yes and a grant; an object identity cannot. So what people approve,
 what the digest covers and what is granted is this list (design: architecture.md, *Scope -> manifest*). The only way to

@@ -61,7 +61,8 @@ APPROVED_SECONDS = 15 * 60
 
 @dataclass(frozen=True, slots=True)
 class AccessRequest:
-    """``manifest`` is what the scope resolved to when asked; ``lifetime`` in seconds; ``digest`` see ``request_digest``.
+    """``manifest`` is what the scope resolved to when asked; ``lifetime`` in seconds; ``digest`` see
+    ``request_digest``.
 
     ``reason`` is the agent's words; ``comment`` the deciding person's. ``state`` is a convenience for people and
     listings; issuing verifies the votes, never this field.

@@ -36,7 +36,8 @@ def _show(character: str) -> str:
 
 
 def accept(text: object, *, what: str, limit: int = NAME_BYTES, empty: bool = False) -> str:
-    """``text`` if it is a string of at most ``limit`` UTF-8 bytes without NUL or lone surrogates, else ``InvalidInput``.
+    """``text`` if it is a string of at most ``limit`` UTF-8 bytes without NUL or lone surrogates, else
+    ``InvalidInput``.
 
     Other odd characters are stored as they are: they are the caller's claim, and ``visible`` shows them.
     """

@@ -1,9 +1,10 @@
 """The data path of a lease: how an access reaches the tool without a secret in it.
 
 Contract
-    * ``open`` returns when a client can connect. The secret stays in the memory of the process that serves the endpoint.
-    * ``close`` refuses new connections at once, tells each connected client why in its own protocol, and returns when no
-      stream is left. It is idempotent, and it must work while nothing else does.
+    * ``open`` returns when a client can connect. The secret stays in the memory of the process that serves the
+      endpoint.
+    * ``close`` refuses new connections at once, tells each connected client why in its own protocol, and returns
+      when no stream is left. It is idempotent, and it must work while nothing else does.
     * Only peers of the lease's own run (or, outside any run, of its uid) are served.
     * Methods may be called from any thread.
 """

@@ -1,14 +1,15 @@
 """Issuers make credentials in a target and take them back: the contract of every one.
 
 Contract
-    * All effects are idempotent by lease id. Creating again for the same lease replaces the secret and creates no second
-      account; taking back what is gone, or never was, is success.
-    * An issuer never decides. It is told what was decided, recomputes what it would grant inside the granting transaction
-      and raises ``ManifestChanged`` if that differs.
-    * ``close`` returns only when the target itself proved that the account is refused; otherwise it raises ``NotProven``
-      (the target answered, the answer is no proof) or ``TargetUnavailable`` (no answer). Both are retried for ever.
-    * Errors: ``TargetUnavailable``, ``TargetUnfit``, ``ManifestChanged``, ``NotProven``, ``InvalidInput``. Driver exceptions
-      never escape, and no message holds a secret.
+    * All effects are idempotent by lease id. Creating again for the same lease replaces the secret and creates no
+      second account; taking back what is gone, or never was, is success.
+    * An issuer never decides. It is told what was decided, recomputes what it would grant inside the granting
+      transaction and raises ``ManifestChanged`` if that differs.
+    * ``close`` returns only when the target itself proved that the account is refused; otherwise it raises
+      ``NotProven`` (the target answered, the answer is no proof) or ``TargetUnavailable`` (no answer). Both are
+      retried for ever.
+    * Errors: ``TargetUnavailable``, ``TargetUnfit``, ``ManifestChanged``, ``NotProven``, ``InvalidInput``. Driver
+      exceptions never escape, and no message holds a secret.
     * Methods block (callers run them in threads), are safe to call from several threads, and bound their own time.
 """
 
@@ -118,7 +119,9 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class FoundRole:
-    """A role with our prefix that exists in the target. ``lease`` is None for another installation's or a hand-made one."""
+    """A role with our prefix that exists in the target.
+    ``lease`` is None for another installation's or a hand-made one.
+    """
 
     name: str
     lease: LeaseId | None
@@ -128,13 +131,18 @@ class FoundRole:
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
-    """What stands in the target now. ``epoch`` is the epoch that the target remembers for this installation."""
+    """What stands in the target now.
+
+    ``epoch`` and ``audit_seq`` are the highest epoch and audit sequence number that the target remembers of this
+    installation (from the heads that come with issue, enable and close): a store behind either is a restored copy.
+    """
 
     epoch: int
     own: tuple[FoundRole, ...]
     foreign: tuple[str, ...]
     now: Instant
     unlisted_nodes: tuple[str, ...] = ()
+    audit_seq: int = 0
 
 
 class Issuer(Protocol):
@@ -150,7 +158,9 @@ class Issuer(Protocol):
     def installation(self) -> InstallationId: ...
 
     def preflight(self, *, thorough: bool = False) -> list[Finding]:
-        """Whether the target can be served. ``thorough`` also rehearses with a real throw-away role (positive control)."""
+        """Whether the target can be served.
+        ``thorough`` also rehearses with a real throw-away role (positive control).
+        """
         ...
 
     def resolve(self, scope: Scope) -> Manifest:

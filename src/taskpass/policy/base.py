@@ -1,9 +1,10 @@
 """May they: the contract of every policy engine.
 
 Contract
-    * ``decide`` answers with ``core.decision.combine`` over two evaluations of the same policies (``context.approved`` false,
-      then true), followed by ``core.decision.floor``. Anything that is not an exact *Allow* is not one: no answer, an
-      exception, an unknown obligation or an unknown approver group is a deny with a stable code, never an exception.
+    * ``decide`` answers with ``core.decision.combine`` over two evaluations of the same policies
+      (``context.approved`` false, then true), followed by ``core.decision.floor``. Anything that is not an exact
+      *Allow* is not one: no answer, an exception, an unknown obligation or an unknown approver group is a deny with
+      a stable code, never an exception.
     * The broker builds every field of ``Question``; what the caller sent stands under ``claimed`` only.
     * The engine is immutable after loading; a changed bundle is a new engine with a new ``snapshot`` digest.
     * Methods block and are safe to call from several threads.

@@ -4,13 +4,14 @@ A unit of work is one durable transaction; the audit records appended in it beco
 Nothing may assume a single process: two brokers, or a broker and a command, may use one store at the same time.
 
 Contract
-    * ``Store.write()`` opens a serialised write transaction, commits at the normal end of the block and rolls back on any
-      exception. ``Store.read()`` opens a consistent read. Neither is kept open across a call to a target.
+    * ``Store.write()`` opens a serialised write transaction, commits at the normal end of the block and rolls back
+      on any exception. ``Store.read()`` opens a consistent read. Neither is kept open across a call to a target.
     * Rows change state only through the ``advance`` methods, which apply the aggregate's transition table in one
       compare-and-set; a row that is not in the state the caller saw raises ``Conflict``. The database enforces the same
       tables with triggers, so a hand-written UPDATE fails too.
-    * Errors: ``NotFound`` for an absent row, ``Conflict`` for a lost race or a broken uniqueness, ``StoreUnavailable`` for
-      everything that the driver says (locked, full, read-only, corrupt). Driver exceptions never escape.
+    * Errors: ``NotFound`` for an absent row, ``Conflict`` for a lost race or a broken uniqueness,
+      ``StoreUnavailable`` for everything that the driver says (locked, full, read-only, corrupt). Driver exceptions
+      never escape.
     * Methods block; callers run them in threads. A unit of work belongs to one thread.
 """
 

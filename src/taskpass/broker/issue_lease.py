@@ -1,0 +1,259 @@
+"""Issue a lease: decide again, record the intent, create disabled, record active, enable, serve.
+
+No credential exists that the store did not announce first, and none can log in before the audit record of its being
+active is durable. Whatever fails after the intent ends in ``closing`` (design: architecture.md, *Order of work*).
+"""
+
+from __future__ import annotations
+
+from base64 import urlsafe_b64encode
+from dataclasses import dataclass
+
+from taskpass.broker.context import Broker
+from taskpass.broker.open_task import own_task
+from taskpass.broker.request_access import question
+from taskpass.broker.review_request import count_votes
+from taskpass.broker.take_back import close_lease, take_back
+from taskpass.core.approval import Tally
+from taskpass.core.audit import Event
+from taskpass.core.clock import Instant, after, seconds_between
+from taskpass.core.decision import Decision, Delivery, Outcome
+from taskpass.core.errors import Conflict, Denied, Expired, ObligationUnmet, Pending, TaskpassError
+from taskpass.core.grant import Grant
+from taskpass.core.guard import demand_sane_clock
+from taskpass.core.ids import GrantId, LeaseId, RequestId, role_name
+from taskpass.core.lease import Lease, LeaseEvent, LeaseState
+from taskpass.core.request import AccessRequest, RequestEvent, RequestState
+from taskpass.core.secret import Secret
+from taskpass.core.task import Task
+from taskpass.gateways.base import Endpoint, EndpointOrder
+from taskpass.identity.base import Caller
+from taskpass.issuers.base import Order
+from taskpass.store.base import Unit
+
+SECRET_BYTES = 32
+"""256 random bits: a SCRAM verifier with one iteration is then as good as one with many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    lease: Lease
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class _Intent:
+    lease: Lease
+    grant: Grant
+    request: AccessRequest
+    task: Task
+    head: str
+
+
+def issue_lease(broker: Broker, caller: Caller, request_id: RequestId, *, until_process_ends: bool) -> Issued:
+    """The endpoint of a fresh lease for an approved request.
+
+    ``until_process_ends`` ties the lease to the calling process as well as to the task. Raises ``Pending``, ``Denied``,
+    ``Expired``, ``ManifestChanged``, ``ObligationUnmet``, ``TargetUnavailable``, ``TargetUnfit`` or
+    ``StoreUnavailable``; after any of them nothing usable exists.
+    """
+    intent = _record_intent(broker, caller, request_id)
+    secret = Secret(urlsafe_b64encode(broker.entropy.bytes(SECRET_BYTES)).decode())
+    try:
+        endpoint = _carry_out(broker, caller, intent, secret)
+    except BaseException as error:
+        _undo(broker, intent, error)
+        raise
+    if until_process_ends:
+        broker.holders.watch_lease(intent.lease.id, caller.pid)
+    with broker.store.read() as unit:
+        return Issued(unit.leases.get(intent.lease.id), endpoint)
+
+
+def _record_intent(broker: Broker, caller: Caller, request_id: RequestId) -> _Intent:
+    with broker.store.read() as unit:
+        request = unit.requests.get(request_id)
+        task = own_task(broker, unit, caller, request.task)
+    _demand_usable(request)
+    resource = broker.resource(request.scope.resource)
+    decision = broker.policy.decide(
+        question(broker, task, resource, request.manifest, request.lifetime, request.reason)
+    )
+    _demand_not_denied(broker, request, decision)
+    with broker.store.write() as unit:
+        request = unit.requests.get(request_id)
+        _demand_usable(request)
+        return _intend(broker, unit, request, task, decision)
+
+
+def _demand_usable(request: AccessRequest) -> None:
+    if request.state is RequestState.APPROVED:
+        return
+    if request.state is RequestState.PENDING:
+        raise Pending("a person has not decided yet", hint=f"taskpass wait {request.id}")
+    if request.state is RequestState.DENIED:
+        raise Denied("the request was denied", hint="ask for less, or ask a person why", code=request.decision.code)
+    if request.state is RequestState.FULFILLED:
+        raise Conflict("this request has been used", hint="ask again for another lease", code="already_used")
+    raise Expired(f"the request is {request.state}", hint="ask again")
+
+
+def _demand_not_denied(broker: Broker, request: AccessRequest, decision: Decision) -> None:
+    if decision.outcome is not Outcome.DENY:
+        return
+    with broker.store.write() as unit:
+        unit.audit.append(
+            Event(
+                "lease.refused",
+                "broker",
+                {"task": request.task, "request": request.id},
+                {"decision": decision.to_json()},
+            ),
+            broker.now(unit),
+        )
+    raise Denied("policy does not permit this any more", hint="ask again, or ask for less", code=decision.code)
+
+
+def _intend(broker: Broker, unit: Unit, request: AccessRequest, task: Task, decision: Decision) -> _Intent:
+    now = broker.now(unit)
+    demand_sane_clock(broker.clock.now(), unit.installation.latest_seen)
+    manifest, lifetime, counted = request.manifest, request.lifetime, None
+    if Outcome.NEEDS_APPROVAL in (decision.outcome, request.decision.outcome):
+        counted = _demand_votes(broker, unit, request, task)
+        manifest, lifetime = counted.manifest, counted.lifetime
+    _demand_obligations(decision)
+    lifetime = min(lifetime, decision.obligations.max_ttl)
+    started = (request.decided_at or now) if counted else now
+    ends_at = min(after(started, lifetime), task.expires_at)
+    if seconds_between(now, ends_at) < 1:
+        raise Expired("the grant has run out before it was used", hint="ask again")
+    renewable = counted is None and task.principal.run is not None
+    grant = Grant(
+        id=GrantId(broker.new_id("grt")),
+        request=request.id,
+        task=task.id,
+        resource=request.scope.resource,
+        asked=request.manifest.digest(),
+        manifest=manifest,
+        digest=request.digest,
+        approvals=tuple(vote.id for vote in counted.counted) if counted else (),
+        renewable=renewable,
+        created_at=now,
+        ends_at=task.expires_at if renewable else ends_at,
+    )
+    unit.grants.add(grant)
+    unit.approvals.consume(grant.approvals, grant.id)
+    unit.requests.advance(request.id, RequestEvent.FULFIL, now)
+    lease = _new_lease(broker, unit, request, grant, ends_at)
+    unit.leases.add(lease)
+    record = unit.audit.append(_intended(lease, grant, task, decision, counted), now)
+    return _Intent(lease, grant, request, task, f"{record.seq}:{record.hash}")
+
+
+def _demand_votes(broker: Broker, unit: Unit, request: AccessRequest, task: Task) -> Tally:
+    counted = count_votes(broker, unit, request, task)
+    if not counted.sufficient:
+        raise Denied(
+            "the approval does not hold for what would be issued now",
+            hint="ask again: policy, people or rights have changed since",
+            code="approval_void",
+        )
+    return counted
+
+
+def _demand_obligations(decision: Decision) -> None:
+    if decision.obligations.delivery is not Delivery.ENDPOINT:
+        raise ObligationUnmet(
+            "policy asks for a delivery that this version does not have", hint='use @delivery("endpoint")'
+        )
+
+
+def _new_lease(broker: Broker, unit: Unit, request: AccessRequest, grant: Grant, expires_at: Instant) -> Lease:
+    lease_id = LeaseId(broker.new_id("lse"))
+    return Lease(
+        id=lease_id,
+        grant=grant.id,
+        task=request.task,
+        role=role_name(unit.installation.id, lease_id),
+        target=broker.issuer(request.scope.resource).target,
+        manifest_digest=grant.manifest.digest(),
+        delivery=Delivery.ENDPOINT,
+        state=LeaseState.INTENDED,
+        created_at=broker.now(unit),
+        expires_at=expires_at,
+    )
+
+
+def _intended(lease: Lease, grant: Grant, task: Task, decision: Decision, counted: Tally | None) -> Event:
+    return Event(
+        "lease.intended",
+        task.principal.spiffe_id,
+        {"task": task.id, "request": grant.request, "grant": grant.id, "lease": lease.id},
+        {
+            "resource": grant.resource,
+            "environment": lease.target.environment.value,
+            "role": lease.role,
+            "delivery": lease.delivery.value,
+            "manifest_digest": lease.manifest_digest,
+            "digest": grant.digest,
+            "approvals": list(grant.approvals),
+            "approvers": [vote.approver for vote in counted.counted] if counted else [],
+            "expires_at": lease.expires_at,
+            "separation": task.principal.separation.word,
+            "decision": decision.to_json(),
+        },
+    )
+
+
+def _carry_out(broker: Broker, caller: Caller, intent: _Intent, secret: Secret) -> Endpoint:
+    lease, issuer = intent.lease, broker.issuer(intent.grant.resource)
+    issuer.create(
+        Order(
+            lease=lease.id,
+            role=lease.role,
+            scope=intent.request.scope,
+            asked=intent.grant.asked,
+            manifest=intent.grant.manifest,
+            lifetime=seconds_between(broker.clock.now(), lease.expires_at),
+            secret=secret,
+            audit_head=intent.head,
+        )
+    )
+    with broker.store.write() as unit:
+        now = broker.now(unit)
+        active = unit.leases.advance(lease.id, LeaseEvent.CREATED, now)
+        if now >= active.expires_at:
+            raise Expired("the lease ran out while it was being made", hint="ask again")
+        record = unit.audit.append(
+            Event("lease.activated", "broker", {"task": lease.task, "lease": lease.id}, {"role": lease.role}), now
+        )
+    issuer.enable(
+        lease.role,
+        lifetime=max(1, seconds_between(broker.clock.now(), lease.expires_at)),
+        audit_head=f"{record.seq}:{record.hash}",
+    )
+    return broker.endpoints.open(_endpoint_order(broker, caller, intent, secret))
+
+
+def _endpoint_order(broker: Broker, caller: Caller, intent: _Intent, secret: Secret) -> EndpointOrder:
+    with broker.store.read() as unit:
+        run = unit.runs.get(caller.run) if caller.run else None
+    base = run.directory if run else broker.runtime_directory
+    return EndpointOrder(
+        lease=intent.lease.id,
+        role=intent.lease.role,
+        target=intent.lease.target,
+        directory=f"{base}/{intent.lease.id[-12:]}",
+        uid=run.uid if run else caller.uid,
+        namespace=run.namespace if run else "",
+        run=run.id if run else None,
+        secret=secret,
+        ca=intent.lease.target.tls.get("ca"),
+    )
+
+
+def _undo(broker: Broker, intent: _Intent, error: BaseException) -> None:
+    """Nothing usable is left: the lease goes to ``closing`` and is closed now or by the sweeper."""
+    code = error.code if isinstance(error, TaskpassError) else "internal"
+    for lease in take_back(broker, [intent.lease.id], reason=f"issue_failed:{code}", actor="broker"):
+        close_lease(broker, lease.id)

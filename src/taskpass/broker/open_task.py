@@ -1,0 +1,141 @@
+"""Open a task: the unit that access is bound to and ends with."""
+
+from __future__ import annotations
+
+from taskpass.broker.context import Broker
+from taskpass.core.audit import Event
+from taskpass.core.clock import Instant, after
+from taskpass.core.decision import ABSOLUTE_MAX_TTL
+from taskpass.core.errors import Conflict, Denied, NotAuthenticated, NotFound
+from taskpass.core.ids import HumanId, RunId, TaskId
+from taskpass.core.provenance import Fact, Provenance
+from taskpass.core.separation import Separation
+from taskpass.core.task import Principal, Task, TaskState
+from taskpass.core.text import accept
+from taskpass.identity.base import Caller
+from taskpass.identity.spiffe import agent_id
+from taskpass.store.base import Unit
+
+MAX_DEPTH = 4
+"""A chain of tasks opened inside tasks is at most this long."""
+
+TASK_SECONDS = ABSOLUTE_MAX_TTL
+
+
+def open_task(broker: Broker, caller: Caller, *, repository: str, branch: str, ticket: str) -> Task:
+    """The caller's task for these job facts; opened if there is none, else the open one.
+
+    What the caller says about repository, branch and ticket is *claimed*; nothing here makes it more. Inside a run the
+    first task is the run's own and any further one its child; outside any run there is one unattached task per sponsor,
+    machine and repository, so that leaving the process tree brings no fresh limits (threats.md, item 19).
+    """
+    facts = tuple(
+        Fact(accept(text, what=what, empty=True), Provenance.CLAIMED)
+        for text, what in ((repository, "the repository"), (branch, "the branch"), (ticket, "the ticket"))
+    )
+    with broker.store.write() as unit:
+        now = broker.now(unit)
+        find_or_add = _inside_run if caller.run else _unattached
+        return find_or_add(broker, unit, caller, facts, now)
+
+
+def _inside_run(broker: Broker, unit: Unit, caller: Caller, facts: tuple[Fact, ...], now: Instant) -> Task:
+    assert caller.run is not None
+    run = unit.runs.get(caller.run)
+    if not run.namespace or run.ended_at is not None:
+        raise NotAuthenticated(
+            "this run is not bound to a sandbox", hint="start the agent with taskpass run", code="run_not_bound"
+        )
+    open_tasks = unit.tasks.list(state=TaskState.OPEN, run=run.id)
+    for task in open_tasks:
+        if (task.repository, task.branch, task.ticket) == facts:
+            return task
+    root = min(open_tasks, key=lambda task: task.opened_at, default=None)
+    parents = (*root.principal.parents, root.id) if root else ()
+    if len(parents) >= MAX_DEPTH:
+        raise Denied("tasks are nested too deeply", hint="complete the inner task first", code="too_deep")
+    end = min(after(now, TASK_SECONDS), root.expires_at) if root else after(now, TASK_SECONDS)
+    return _add(broker, unit, caller, facts, now, end, run.sponsor, run.tool, run.id, parents)
+
+
+def _unattached(broker: Broker, unit: Unit, caller: Caller, facts: tuple[Fact, ...], now: Instant) -> Task:
+    sponsor = broker.human_of_uid(caller.uid)
+    found = unit.tasks.find_unattached(sponsor, broker.machine, facts[0].value)
+    if found and now < found.expires_at:
+        return found
+    if found:
+        raise Conflict("the earlier task here has just run out", hint="try again in a second", code="task_ending")
+    return _add(broker, unit, caller, facts, now, after(now, TASK_SECONDS), sponsor, "unattached", None, ())
+
+
+def _add(
+    broker: Broker,
+    unit: Unit,
+    caller: Caller,
+    facts: tuple[Fact, ...],
+    now: Instant,
+    end: Instant,
+    sponsor: HumanId,
+    tool: str,
+    run: RunId | None,
+    parents: tuple[TaskId, ...],
+) -> Task:
+    task_id = TaskId(broker.new_id("tsk"))
+    instance = task_id if parents or run is None else run
+    principal = Principal(
+        spiffe_id=str(agent_id(broker.config.broker.trust_domain, tool, instance)),
+        sponsor=sponsor,
+        machine=broker.machine,
+        tool=tool,
+        separation=caller.separation,
+        run=run,
+        parents=parents,
+    )
+    task = Task(task_id, principal, facts[0], facts[1], facts[2], TaskState.OPEN, now, end)
+    unit.tasks.add(task)
+    unit.audit.append(
+        Event(
+            "task.opened",
+            principal.spiffe_id,
+            {"task": task_id, **({"run": run} if run else {})},
+            {**task.to_json(), "process": {**caller.facts, "pid": caller.pid, "uid": caller.uid}},
+        ),
+        now,
+    )
+    return task
+
+
+def own_task(broker: Broker, unit: Unit, caller: Caller, task_id: str | None) -> Task:
+    """The caller's own open task ``task_id``, or its only sensible one when None.
+
+    A task of anyone else is reported as absent. ``TASKPASS_TASK`` ends up here: it selects among the caller's own tasks
+    and grants nothing.
+    """
+    mine = (
+        unit.tasks.list(state=TaskState.OPEN, run=caller.run)
+        if caller.run
+        else [
+            task
+            for task in unit.tasks.list(state=TaskState.OPEN)
+            if task.principal.run is None
+            and task.principal.sponsor == broker.human_of_uid(caller.uid)
+            and task.principal.machine == broker.machine
+        ]
+    )
+    if task_id is not None:
+        for task in mine:
+            if task.id == task_id:
+                return _reached(task, caller)
+        raise NotFound("no such open task of yours", hint="open one with taskpass task open")
+    if len(mine) == 1:
+        return _reached(mine[0], caller)
+    if not mine:
+        raise NotFound("no task is open here", hint="open one with taskpass task open", code="no_task")
+    raise Conflict("several tasks are open here", hint="name one with --task or TASKPASS_TASK", code="which_task")
+
+
+def _reached(task: Task, caller: Caller) -> Task:
+    """A caller that is less separated than the task was is not the principal that opened it."""
+    if caller.separation < min(task.principal.separation, Separation.SANDBOX):
+        raise NotAuthenticated("this process is outside the sandbox that opened the task", code="not_separated")
+    return task

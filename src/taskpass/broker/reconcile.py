@@ -1,0 +1,111 @@
+"""Compare what the store knows with what stands in the targets, and mend the difference towards less access.
+
+At start: whatever was on its way or served by an earlier process is taken back (its secret died with that process).
+On a timer: roles of this installation that no live lease explains are closed; roles of others are reported and never
+touched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from taskpass.broker.context import Broker
+from taskpass.broker.take_back import take_back
+from taskpass.core.audit import Event
+from taskpass.core.errors import Conflict, NotFound, TaskpassError
+from taskpass.core.ids import RoleName
+from taskpass.core.lease import Lease, LeaseState, Target
+from taskpass.issuers.base import FoundRole, Inventory, Issuer
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciled:
+    """``orphans`` were closed; ``foreign`` only reported; ``unreachable`` maps a resource to a safe error."""
+
+    orphans: tuple[str, ...] = ()
+    foreign: tuple[str, ...] = ()
+    unreachable: dict[str, str] = field(default_factory=dict[str, str])
+
+
+def take_back_unserved(broker: Broker) -> int:
+    """At start, before anything is served: no endpoint of an earlier process exists any more."""
+    with broker.store.read() as unit:
+        left = [x.id for x in unit.leases.list(states=[LeaseState.INTENDED, LeaseState.ACTIVE], limit=100_000)]
+    return len(take_back(broker, left, reason="broker_restarted", actor="broker"))
+
+
+def reconcile(broker: Broker) -> Reconciled:
+    """One pass over every configured target and every target that an unfinished lease remembers."""
+    orphans: list[str] = []
+    foreign: list[str] = []
+    unreachable: dict[str, str] = {}
+    for issuer in _issuers(broker):
+        try:
+            inventory = issuer.inventory()
+            demand_known_store(broker, issuer, inventory)
+            foreign.extend(inventory.foreign)
+            orphans.extend(role.name for role in inventory.own if _close_if_orphan(broker, issuer, role))
+        except TaskpassError as error:
+            unreachable[issuer.target.resource] = f"{error.code}: {error.message}"
+    return Reconciled(tuple(orphans), tuple(foreign), unreachable)
+
+
+def _issuers(broker: Broker) -> list[Issuer]:
+    with broker.store.read() as unit:
+        unfinished = unit.leases.list(
+            states=[LeaseState.INTENDED, LeaseState.ACTIVE, LeaseState.CLOSING, LeaseState.CLOSED], limit=100_000
+        )
+    targets: dict[str, Target] = {lease.target.address: lease.target for lease in unfinished}
+    known = {issuer.target.address for issuer in broker.issuers.values()}
+    extra = [broker.issuer_of(target) for address, target in targets.items() if address not in known]
+    return [*broker.issuers.values(), *extra]
+
+
+def demand_known_store(broker: Broker, issuer: Issuer, inventory: Inventory) -> None:
+    """A target that is ahead of the store means a store restored from an older copy: nothing is issued from it."""
+    with broker.store.read() as unit:
+        epoch, (seq, _) = unit.installation.epoch, unit.audit.head()
+    if inventory.epoch > epoch or inventory.audit_seq > seq:
+        raise Conflict(
+            f"{issuer.target.resource} has seen a later state of this store, so this is a restored copy",
+            hint="nothing is issued; revoking works; an operator decides about the store",
+            code="store_restored",
+        )
+    if inventory.epoch < epoch:
+        issuer.set_epoch(epoch)
+
+
+def _close_if_orphan(broker: Broker, issuer: Issuer, role: FoundRole) -> bool:
+    """A role of ours that no unfinished lease explains: taken away like any other, and recorded."""
+    lease = _lease_of(broker, role)
+    if lease is not None and lease.state is not LeaseState.CLEANED:
+        return False
+    with broker.store.write() as unit:
+        now = broker.now(unit)
+        record = unit.audit.append(
+            Event(
+                "orphan.found",
+                "broker",
+                {"lease": role.lease} if role.lease else {},
+                {"role": role.name, "resource": issuer.target.resource, "could_login": role.can_login},
+            ),
+            now,
+        )
+    proof = issuer.close(RoleName(role.name), audit_head=f"{record.seq}:{record.hash}")
+    cleaned = issuer.clean(RoleName(role.name))
+    with broker.store.write() as unit:
+        unit.audit.append(
+            Event("orphan.closed", "broker", {}, {"role": role.name, "proof": proof.to_json(), "cleaned": cleaned}),
+            broker.now(unit),
+        )
+    return True
+
+
+def _lease_of(broker: Broker, role: FoundRole) -> Lease | None:
+    if role.lease is None:
+        return None
+    try:
+        with broker.store.read() as unit:
+            return unit.leases.get(role.lease)
+    except NotFound:
+        return None

@@ -1,0 +1,243 @@
+"""Ask for access: resolve the scope to a manifest, let policy decide, and record the answer with its reasons."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from taskpass.broker.context import Broker
+from taskpass.broker.debt import refuse_debtors
+from taskpass.broker.open_task import own_task
+from taskpass.config.model import Resource
+from taskpass.core.audit import Event
+from taskpass.core.clock import Instant, after, seconds_between
+from taskpass.core.decision import ABSOLUTE_MAX_TTL, DEFAULT_TTL, PRODUCTION_TTL, Decision, Obligations, Outcome
+from taskpass.core.errors import Conflict, Denied, InvalidInput
+from taskpass.core.guard import demand_sane_clock
+from taskpass.core.ids import RequestId
+from taskpass.core.manifest import Manifest
+from taskpass.core.request import (
+    APPROVED_SECONDS,
+    PENDING_SECONDS,
+    AccessRequest,
+    RequestEvent,
+    RequestState,
+    request_digest,
+)
+from taskpass.core.scope import Scope
+from taskpass.core.separation import Environment, serves
+from taskpass.core.task import Task
+from taskpass.core.text import REASON_BYTES, accept
+from taskpass.identity.base import Caller
+from taskpass.policy.base import Question
+from taskpass.store.base import Unit
+
+MAX_PENDING = 5
+"""Open questions per sponsor: a person who is asked too often says yes to anything (threats.md, item 22)."""
+
+_EVENT = {
+    Outcome.PERMIT: RequestEvent.APPROVE,
+    Outcome.DENY: RequestEvent.DENY,
+}
+
+
+def request_access(
+    broker: Broker,
+    caller: Caller,
+    *,
+    resource: str,
+    access: str,
+    only: tuple[str, ...] = (),
+    lifetime: int | None = None,
+    reason: str = "",
+    task_id: str | None = None,
+) -> AccessRequest:
+    """The recorded request with its decision: ``approved`` (policy permits), ``pending`` (a person decides) or
+    ``denied``.
+
+    Raises ``Denied`` where there is nothing to record a manifest of (unknown resource, no separation, debt, nothing
+    left to grant), ``InvalidInput`` for malformed input, and what the issuer raises when the target cannot be read.
+    """
+    accept(reason, what="the reason", limit=REASON_BYTES, empty=True)
+    offered = broker.resource(resource)
+    scope = offered.scope(access, only)
+    with broker.store.read() as unit:
+        task = own_task(broker, unit, caller, task_id)
+    _demand_separation(broker, task, offered)
+    refuse_debtors(broker, task, offered.name)
+    manifest = broker.issuer(offered.name).resolve(scope)
+    if manifest.empty:
+        return _record_nothing_left(broker, task, offered, scope, manifest, reason)
+    wanted = _wanted(lifetime, offered.environment)
+    decision = broker.policy.decide(question(broker, task, offered, manifest, wanted, reason))
+    with broker.store.write() as unit:
+        return _record(broker, unit, task, offered, scope, manifest, wanted, reason, decision)
+
+
+def question(
+    broker: Broker, task: Task, resource: Resource, manifest: Manifest, lifetime: int, reason: str
+) -> Question:
+    """The policy question; everything in it but ``claimed`` is the broker's own knowledge."""
+    return Question(
+        task=task,
+        resource=resource.name,
+        environment=resource.environment,
+        level=manifest.level,
+        manifest=manifest,
+        lifetime=lifetime,
+        now=broker.clock.now(),
+        claimed={"reason": reason},
+    )
+
+
+def _wanted(lifetime: int | None, environment: Environment) -> int:
+    if lifetime is None:
+        return PRODUCTION_TTL if environment is Environment.PRODUCTION else DEFAULT_TTL
+    if not 1 <= lifetime <= ABSOLUTE_MAX_TTL:
+        raise InvalidInput(
+            f"a lifetime is 1 to {ABSOLUTE_MAX_TTL} seconds", hint="leave --ttl out for the usual one", code="bad_ttl"
+        )
+    return lifetime
+
+
+def _demand_separation(broker: Broker, task: Task, resource: Resource) -> None:
+    if serves(task.principal.separation, resource.environment):
+        return
+    with broker.store.write() as unit:
+        unit.audit.append(
+            Event(
+                "request.refused",
+                task.principal.spiffe_id,
+                {"task": task.id},
+                {"resource": resource.name, "code": "separation", "separation": task.principal.separation.word},
+            ),
+            broker.now(unit),
+        )
+    raise Denied(
+        f"nothing separates this process from the broker, so {resource.environment} is refused",
+        hint="start the agent with: taskpass run -- <agent>",
+        code="separation",
+    )
+
+
+def _record_nothing_left(
+    broker: Broker, task: Task, resource: Resource, scope: Scope, manifest: Manifest, reason: str
+) -> AccessRequest:
+    decision = Decision(Outcome.DENY, "nothing_to_grant", Obligations())
+    with broker.store.write() as unit:
+        return _record(broker, unit, task, resource, scope, manifest, DEFAULT_TTL, reason, decision)
+
+
+def _record(
+    broker: Broker,
+    unit: Unit,
+    task: Task,
+    resource: Resource,
+    scope: Scope,
+    manifest: Manifest,
+    wanted: int,
+    reason: str,
+    decision: Decision,
+) -> AccessRequest:
+    now = broker.now(unit)
+    demand_sane_clock(broker.clock.now(), unit.installation.latest_seen)
+    if (
+        decision.outcome is Outcome.NEEDS_APPROVAL
+        and unit.requests.count_pending(task.principal.sponsor) >= MAX_PENDING
+    ):
+        raise Conflict(
+            "too many questions are waiting for an answer already",
+            hint="wait for one, or cancel one",
+            code="too_many_pending",
+        )
+    lifetime = max(1, min(wanted, decision.obligations.max_ttl, seconds_between(now, task.expires_at)))
+    request = AccessRequest(
+        id=RequestId(broker.new_id("req")),
+        task=task.id,
+        scope=scope,
+        environment=resource.environment,
+        manifest=manifest,
+        lifetime=lifetime,
+        reason=reason,
+        decision=decision,
+        digest=digest_of(unit, task, resource.name, resource.environment, manifest, lifetime, broker.policy.snapshot),
+        separation=task.principal.separation,
+        state=RequestState.PENDING,
+        created_at=now,
+        lapses_at=after(now, PENDING_SECONDS),
+    )
+    unit.requests.add(request)
+    unit.audit.append(_decided(task, request), now)
+    event = _EVENT.get(decision.outcome)
+    if event is None:
+        return request
+    lapses: Instant | None = after(now, APPROVED_SECONDS) if event is RequestEvent.APPROVE else None
+    return unit.requests.advance(request.id, event, now, lapses_at=lapses)
+
+
+def digest_of(
+    unit: Unit, task: Task, resource: str, environment: Environment, manifest: Manifest, lifetime: int, snapshot: str
+) -> str:
+    """``core.request.request_digest`` with this installation and epoch."""
+    return request_digest(
+        installation=unit.installation.id,
+        epoch=unit.installation.epoch,
+        task=task,
+        resource=resource,
+        environment=environment,
+        manifest=manifest,
+        lifetime=lifetime,
+        snapshot=snapshot,
+    )
+
+
+def _decided(task: Task, request: AccessRequest) -> Event:
+    return Event(
+        "request.decided",
+        task.principal.spiffe_id,
+        {"task": task.id, "request": request.id},
+        {
+            "resource": request.scope.resource,
+            "environment": request.environment.value,
+            "scope": request.scope.to_json(),
+            "manifest": request.manifest.to_json(),
+            "manifest_digest": request.manifest.digest(),
+            "digest": request.digest,
+            "lifetime": request.lifetime,
+            "claimed_reason": request.reason,
+            "separation": request.separation.word,
+            "decision": request.decision.to_json(),
+        },
+    )
+
+
+def cancel_request(broker: Broker, caller: Caller, request_id: RequestId) -> AccessRequest:
+    """Withdraw one's own question or unused approval."""
+    with broker.store.write() as unit:
+        now = broker.now(unit)
+        request = unit.requests.get(request_id)
+        task = own_task(broker, unit, caller, request.task)
+        event = RequestEvent.CANCEL if request.state is RequestState.PENDING else RequestEvent.WITHDRAW
+        request = unit.requests.advance(request_id, event, now)
+        unit.audit.append(
+            Event("request.cancelled", task.principal.spiffe_id, {"task": task.id, "request": request_id}, {}), now
+        )
+        return replace(request)
+
+
+def lapse_requests(broker: Broker) -> int:
+    """Let questions and unused approvals end whose time has come; how many."""
+    with broker.store.write() as unit:
+        now = broker.now(unit)
+        lapsing = unit.requests.lapsing(now)
+        for request in lapsing:
+            unit.requests.advance(request.id, RequestEvent.LAPSE, now)
+            unit.audit.append(
+                Event(
+                    "request.lapsed",
+                    "broker",
+                    {"task": request.task, "request": request.id},
+                    {"was": request.state.value},
+                ),
+                now,
+            )
+        return len(lapsing)

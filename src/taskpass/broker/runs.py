@@ -1,0 +1,104 @@
+"""Runs: one start of an agent in a sandbox. The launcher announces it, the sandbox makes first contact, its end ends
+all.
+
+The order matters: the private socket exists before the sandbox does, and the run is bound to the pid namespace of the
+*first* caller on it, before the agent's own code runs. From then on only that namespace is served there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from taskpass.broker.complete_task import complete_task
+from taskpass.broker.context import Broker
+from taskpass.core.audit import Event
+from taskpass.core.errors import Conflict, NotAuthenticated, TaskpassError
+from taskpass.core.ids import RunId
+from taskpass.core.separation import Separation
+from taskpass.core.task import TaskState
+from taskpass.identity.base import Caller
+from taskpass.identity.spiffe import tool_name
+from taskpass.store.base import Run
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRun:
+    run: RunId
+    directory: str
+
+
+def prepare_run(broker: Broker, *, operator_uid: int, agent_uid: int, tool: str) -> PreparedRun:
+    """Announce a run for ``tool``: its private directory and socket, owned by ``agent_uid``.
+
+    The sponsor is the human behind ``operator_uid``, the account that starts the sandbox.
+    """
+    tool_name(tool)
+    sponsor = broker.human_of_uid(operator_uid)
+    run_id = RunId(broker.new_id("run"))
+    directory = broker.run_sockets.open(run_id, agent_uid)
+    try:
+        with broker.store.write() as unit:
+            now = broker.now(unit)
+            unit.runs.add(Run(run_id, tool, sponsor, agent_uid, directory, "", "", now, None))
+            unit.audit.append(
+                Event(
+                    "run.prepared",
+                    f"human:{sponsor}",
+                    {"run": run_id},
+                    {"tool": tool, "agent_uid": agent_uid, "machine": broker.machine},
+                ),
+                now,
+            )
+    except TaskpassError:
+        broker.run_sockets.close(run_id)
+        raise
+    return PreparedRun(run_id, directory)
+
+
+def bind_run(broker: Broker, caller: Caller, *, init_pid: int) -> Run:
+    """First contact: bind the caller's run to its namespace, or confirm that this caller is inside it.
+
+    Without separation a run is refused: its whole point is the sandbox.
+    """
+    if caller.run is None:
+        raise Conflict("this socket belongs to no run", code="no_run")
+    with broker.store.write() as unit:
+        run = unit.runs.get(caller.run)
+        if run.ended_at is not None:
+            raise NotAuthenticated("this run has ended", code="run_ended")
+        if run.namespace:
+            return run
+        if caller.separation is Separation.NONE:
+            raise NotAuthenticated(
+                "the first caller of this run is not in a sandbox",
+                hint="start the agent with taskpass run",
+                code="not_separated",
+            )
+        unit.runs.bind(run.id, namespace=caller.namespace, separation=caller.separation.word)
+        unit.audit.append(
+            Event(
+                "run.bound",
+                f"run:{run.id}",
+                {"run": run.id},
+                {"namespace": caller.namespace, "separation": caller.separation.word, "facts": dict(caller.facts)},
+            ),
+            broker.now(unit),
+        )
+        run = unit.runs.get(run.id)
+    broker.holders.watch_run(run.id, init_pid)
+    return run
+
+
+def end_run(broker: Broker, run_id: RunId, *, reason: str) -> None:
+    """The run is over: its tasks are completed, its leases taken back, its socket closed. Idempotent."""
+    with broker.store.read() as unit:
+        tasks = unit.tasks.list(state=TaskState.OPEN, run=run_id)
+    for task in tasks:
+        complete_task(broker, task.id, actor=f"run:{run_id}", reason=reason)
+    with broker.store.write() as unit:
+        run = unit.runs.get(run_id)
+        if run.ended_at is None:
+            now = broker.now(unit)
+            unit.runs.end(run_id, now)
+            unit.audit.append(Event("run.ended", f"run:{run_id}", {"run": run_id}, {"reason": reason}), now)
+    broker.run_sockets.close(run_id)

@@ -1,0 +1,229 @@
+"""Take access back, and prove it.
+
+``take_back`` decides and records, cuts the endpoint at once and returns; ``close_lease`` does the work in the target
+and confirms. A close that is not proven is retried for ever with capped backoff. If the store cannot be written,
+access is taken back all the same and recorded later, marked *late*: the one exception to record-first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from taskpass.broker.context import Broker
+from taskpass.broker.late import LateEntry
+from taskpass.core.audit import Event
+from taskpass.core.clock import Instant, after
+from taskpass.core.errors import Denied, IllegalTransition, NotFound, StoreUnavailable, TaskpassError
+from taskpass.core.ids import LeaseId
+from taskpass.core.lease import Lease, LeaseEvent, LeaseState
+from taskpass.core.separation import Environment
+from taskpass.issuers.base import Taken
+
+BACKOFF_CAP = 60
+"""Seconds between two attempts at most; a target that comes back is closed within one of them."""
+
+REFUSED_WORDS = "access of this coding task has ended"
+
+
+def take_back(broker: Broker, lease_ids: Iterable[LeaseId], *, reason: str, actor: str) -> list[Lease]:
+    """Move the leases to ``closing`` with ``reason`` and cut their endpoints; those that were not closing before.
+
+    Idempotent. Nothing here waits for a target. A lease whose record cannot be written is returned all the same.
+    """
+    taken = [lease for lease in (_begin(broker, i, reason, actor) for i in lease_ids) if lease]
+    for lease in taken:
+        broker.endpoints.close(lease.id, message=REFUSED_WORDS)
+        broker.holders.forget_lease(lease.id)
+    return taken
+
+
+def _begin(broker: Broker, lease_id: LeaseId, reason: str, actor: str) -> Lease | None:
+    try:
+        return _with_reserve(broker, lambda: _record_begin(broker, lease_id, reason, actor))
+    except StoreUnavailable:
+        return _begin_unrecorded(broker, lease_id, reason, actor)
+
+
+def _with_reserve(broker: Broker, attempt: Callable[[], Lease | None]) -> Lease | None:
+    try:
+        return attempt()
+    except StoreUnavailable:
+        if not broker.release_reserve():
+            raise
+        return attempt()
+
+
+def _record_begin(broker: Broker, lease_id: LeaseId, reason: str, actor: str) -> Lease | None:
+    with broker.store.write() as unit:
+        now = broker.now(unit)
+        lease = unit.leases.get(lease_id)
+        if lease.state not in (LeaseState.INTENDED, LeaseState.ACTIVE):
+            return None
+        taken = unit.leases.advance(lease_id, LeaseEvent.TAKE_BACK, now, reason=reason, closing_at=now)
+        unit.audit.append(_closing_event(lease, reason, actor), now)
+        return taken
+
+
+def _closing_event(lease: Lease, reason: str, actor: str) -> Event:
+    return Event(
+        "lease.closing",
+        actor,
+        {"task": lease.task, "grant": lease.grant, "lease": lease.id},
+        {"reason": reason, "was": lease.state.value, "role": lease.role, "resource": lease.target.resource},
+    )
+
+
+def _begin_unrecorded(broker: Broker, lease_id: LeaseId, reason: str, actor: str) -> Lease | None:
+    with broker.store.read() as unit:
+        lease = unit.leases.get(lease_id)
+    if lease.state not in (LeaseState.INTENDED, LeaseState.ACTIVE):
+        return None
+    broker.late.add(LateEntry(lease_id, reason, _closing_event(lease, reason, actor), broker.clock.now()))
+    return replace(lease, state=LeaseState.CLOSING, reason=reason)
+
+
+def close_lease(broker: Broker, lease_id: LeaseId) -> Taken | None:
+    """Take the access away in the target and confirm; None if it is not proven yet (noted, retried later).
+
+    Idempotent: a lease that is closed already is left alone.
+    """
+    with broker.store.read() as unit:
+        lease = unit.leases.get(lease_id)
+        seq, hash_ = unit.audit.head()
+    if lease.state in (LeaseState.CLOSED, LeaseState.CLEANED):
+        return None
+    try:
+        proof = broker.issuer_of(lease.target).close(lease.role, audit_head=f"{seq}:{hash_}")
+    except TaskpassError as error:
+        _note_unproven(broker, lease, error)
+        return None
+    _confirm(broker, lease, proof)
+    return proof
+
+
+def _note_unproven(broker: Broker, lease: Lease, error: TaskpassError) -> None:
+    attempts = lease.attempts + 1
+    wait = min(BACKOFF_CAP, 2 ** min(attempts - 1, 6))
+    try:
+        with broker.store.write() as unit:
+            now = broker.now(unit)
+            unit.leases.note(
+                lease.id, attempts=attempts, retry_at=after(now, wait), last_error=f"{error.code}: {error.message}"
+            )
+            if attempts == 1:
+                unit.audit.append(
+                    Event(
+                        "lease.close_unproven",
+                        "broker",
+                        {"task": lease.task, "lease": lease.id},
+                        {"code": error.code, "message": error.message, "resource": lease.target.resource},
+                    ),
+                    now,
+                )
+    except StoreUnavailable:
+        return
+
+
+def _confirm(broker: Broker, lease: Lease, proof: Taken) -> None:
+    try:
+        _with_reserve(broker, lambda: _record_closed(broker, lease.id, proof))
+    except StoreUnavailable:
+        broker.late.add(LateEntry(lease.id, lease.reason, _closed_event(lease, proof), broker.clock.now()))
+    except (IllegalTransition, NotFound):
+        return
+
+
+def _record_closed(broker: Broker, lease_id: LeaseId, proof: Taken) -> Lease | None:
+    with broker.store.write() as unit:
+        now = broker.now(unit)
+        lease = unit.leases.get(lease_id)
+        if lease.state is not LeaseState.CLOSING:
+            return None
+        closed = unit.leases.advance(
+            lease_id, LeaseEvent.PROVEN, now, closed_at=now, proof=proof.to_json(), retry_at=None, last_error=""
+        )
+        unit.audit.append(_closed_event(lease, proof), now)
+        return closed
+
+
+def _closed_event(lease: Lease, proof: Taken) -> Event:
+    """The proof is *stated by the broker*; what the target's answer was is in it."""
+    return Event(
+        "lease.closed",
+        "broker",
+        {"task": lease.task, "grant": lease.grant, "lease": lease.id},
+        {"proof": proof.to_json(), "role": lease.role, "resource": lease.target.resource, "reason": lease.reason},
+    )
+
+
+def record_late(broker: Broker, entry: LateEntry) -> None:
+    """Bring the store up to what was done while it could not be written."""
+    with broker.store.write() as unit:
+        now = broker.now(unit)
+        lease = unit.leases.get(entry.lease)
+        if entry.event.name == "lease.closing" and lease.state in (LeaseState.INTENDED, LeaseState.ACTIVE):
+            unit.leases.advance(lease.id, LeaseEvent.TAKE_BACK, now, reason=entry.reason, closing_at=entry.at)
+        if entry.event.name == "lease.closed" and lease.state is LeaseState.CLOSING:
+            proof = entry.event.data["proof"]
+            unit.leases.advance(lease.id, LeaseEvent.PROVEN, now, closed_at=entry.at, proof=proof, retry_at=None)
+        unit.audit.append(entry.event, now)
+
+
+def sweep_again(broker: Broker, lease_id: LeaseId) -> int:
+    """The late sweep: sessions found after ``closed`` are ended and recorded as an incident,
+    never cleaned up silently.
+    """
+    with broker.store.read() as unit:
+        lease = unit.leases.get(lease_id)
+    found = broker.issuer_of(lease.target).sweep(lease.role)
+    if found:
+        with broker.store.write() as unit:
+            now = broker.now(unit)
+            unit.leases.note(lease_id, incidents=lease.incidents + 1)
+            unit.audit.append(
+                Event(
+                    "lease.incident",
+                    "broker",
+                    {"task": lease.task, "lease": lease.id},
+                    {"sessions_after_closed": found, "role": lease.role},
+                ),
+                now,
+            )
+    return found
+
+
+def clean_lease(broker: Broker, lease_id: LeaseId) -> bool:
+    """Remove what is left of a closed lease in its target. False if it must be tried again later."""
+    with broker.store.read() as unit:
+        lease = unit.leases.get(lease_id)
+    if lease.state is not LeaseState.CLOSED:
+        return lease.state is LeaseState.CLEANED
+    sweep_again(broker, lease_id)
+    if not broker.issuer_of(lease.target).clean(lease.role):
+        return False
+    with broker.store.write() as unit:
+        now = broker.now(unit)
+        unit.leases.advance(lease_id, LeaseEvent.CLEANED, now)
+        unit.audit.append(
+            Event("lease.cleaned", "broker", {"task": lease.task, "lease": lease.id}, {"role": lease.role}), now
+        )
+    return True
+
+
+def write_off(broker: Broker, lease_id: LeaseId, *, actor: str, reason: str) -> Lease:
+    """A person retires a lease whose target is gone for good. The proof then says so: *not proven*.
+
+    Production needs two people, which this version cannot ask for, so it is refused there.
+    """
+    with broker.store.write() as unit:
+        now: Instant = broker.now(unit)
+        lease = unit.leases.get(lease_id)
+        if lease.target.environment is Environment.PRODUCTION:
+            raise Denied("writing off a production lease needs two people", code="needs_two_people")
+        proof: dict[str, object] = {"answer": "target gone, not proven", "by": actor, "reason": reason}
+        gone = unit.leases.advance(lease_id, LeaseEvent.WRITE_OFF, now, closed_at=now, proof=proof, retry_at=None)
+        unit.audit.append(
+            Event("lease.written_off", actor, {"task": lease.task, "lease": lease.id}, {"proof": proof}), now
+        )
+        return gone
