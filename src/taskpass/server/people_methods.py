@@ -1,0 +1,267 @@
+"""What people may call: look, decide, take back. Served on a socket of its own in the broker's directory.
+
+Reaching that socket needs the broker's own account, from outside every sandbox; deciding also needs a signature by the
+deciding person's key over the exact rights. Taking back needs no signature: it must work at three in the morning.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Callable, Mapping
+
+from taskpass import __version__
+from taskpass.broker.complete_task import complete_task
+from taskpass.broker.context import Broker
+from taskpass.broker.debt import unproven
+from taskpass.broker.review_request import Ballot, prepare_vote, vote
+from taskpass.broker.revoke import Selector, revoke, select
+from taskpass.broker.runs import end_run, prepare_run
+from taskpass.broker.take_back import write_off
+from taskpass.core.approval import Verdict
+from taskpass.core.clock import rfc3339
+from taskpass.core.errors import InvalidInput, TaskpassError
+from taskpass.core.ids import HumanId, LeaseId, RequestId, RunId, TaskId, parse_id
+from taskpass.core.lease import UNENDED, LeaseState
+from taskpass.core.manifest import Keep
+from taskpass.core.request import AccessRequest, RequestState
+from taskpass.core.task import TaskState
+from taskpass.core.text import REASON_BYTES, accept
+from taskpass.identity.base import Caller, Peer
+from taskpass.server.changed import Changed
+from taskpass.server.params import Params
+from taskpass.server.views import card, lease_view, request_view, task_view, vote_view
+
+Method = Callable[[Params, Caller], dict[str, object]]
+
+
+class PeopleMethods:
+    """The handler of the people's socket. ``health`` tells the runtime's own state."""
+
+    def __init__(self, broker: Broker, *, changed: Changed, health: Callable[[], Mapping[str, object]]) -> None:
+        self._broker = broker
+        self._changed = changed
+        self._runtime_health = health
+        self._methods: dict[str, Method] = {
+            "prepare_run": self._prepare_run,
+            "end_run": self._end_run,
+            "requests": self._requests,
+            "show_request": self._show_request,
+            "challenge": self._challenge,
+            "vote": self._vote,
+            "tasks": self._tasks,
+            "show_task": self._show_task,
+            "complete_task": self._complete_task,
+            "leases": self._leases,
+            "show_lease": self._show_lease,
+            "revoke": self._revoke,
+            "write_off": self._write_off,
+            "people": self._people,
+            "health": self._health,
+        }
+
+    def __call__(self, method: str, params: dict[str, object], peer: Peer) -> dict[str, object]:
+        found = self._methods.get(method)
+        if found is None:
+            raise InvalidInput("no such method here", code="unknown_method")
+        return found(Params(params), peer.caller)
+
+    def _actor(self, caller: Caller) -> str:
+        """The person behind the account, for the record; an account of nobody is recorded as the account it is."""
+        try:
+            return f"human:{self._broker.human_of_uid(caller.uid)}"
+        except TaskpassError:
+            return f"uid:{caller.uid}"
+
+    def _prepare_run(self, params: Params, caller: Caller) -> dict[str, object]:
+        tool, uid = params.text("tool"), params.integer("uid", caller.uid)
+        params.done()
+        if uid != caller.uid and caller.uid != 0:
+            raise InvalidInput("only root starts an agent under another account")
+        run = prepare_run(self._broker, operator_uid=caller.uid, agent_uid=uid, tool=tool)
+        return {
+            "run": run.run,
+            "directory": run.directory,
+            "hide": [str(self._broker.config.directory), self._broker.runtime_directory],
+        }
+
+    def _end_run(self, params: Params, caller: Caller) -> dict[str, object]:
+        run_id = RunId(parse_id("run", params.text("run")))
+        params.done()
+        end_run(self._broker, run_id, reason="process_ended")
+        return {"run": run_id}
+
+    def _requests(self, params: Params, caller: Caller) -> dict[str, object]:
+        state = params.optional_text("state")
+        params.done()
+        with self._broker.store.read() as unit:
+            found = unit.requests.list(state=_state(state))
+        return {"requests": [request_view(request) for request in found]}
+
+    def _show_request(self, params: Params, caller: Caller) -> dict[str, object]:
+        request_id = RequestId(parse_id("req", params.text("request")))
+        params.done()
+        with self._broker.store.read() as unit:
+            request = unit.requests.get(request_id)
+            task = unit.tasks.get(request.task)
+            votes = unit.approvals.of_request(request_id)
+        return {**card(request, task, self._estimates(request)), "votes": [vote_view(item) for item in votes]}
+
+    def _estimates(self, request: AccessRequest) -> dict[int, int]:
+        """Row estimates are a help for people; a target that is away must not hide the card."""
+        try:
+            return self._broker.issuer(request.scope.resource).estimate_rows(request.manifest)
+        except TaskpassError:
+            return {}
+
+    def _challenge(self, params: Params, caller: Caller) -> dict[str, object]:
+        human, request_id, ballot = self._ballot(params)
+        params.done()
+        prepared = prepare_vote(self._broker, human, request_id, ballot)
+        return {
+            "nonce": prepared.nonce,
+            "digest": prepared.digest,
+            "data": b64encode(prepared.data).decode(),
+            "manifest": prepared.manifest.to_json(),
+            "lifetime": prepared.lifetime,
+            "method": prepared.method.value,
+            "salt": self._broker.human(human).reviewer_salt,
+        }
+
+    def _vote(self, params: Params, caller: Caller) -> dict[str, object]:
+        human, request_id, ballot = self._ballot(params)
+        nonce, signature = params.text("nonce"), params.text("signature")
+        params.done()
+        request, counted = vote(self._broker, human, request_id, ballot, nonce=nonce, signature=signature)
+        self._changed.announce()
+        return {**request_view(request), "sufficient": counted.sufficient, "missing": counted.missing}
+
+    def _ballot(self, params: Params) -> tuple[HumanId, RequestId, Ballot]:
+        human = HumanId(params.text("human"))
+        request_id = RequestId(parse_id("req", params.text("request")))
+        verb = params.text("verb")
+        if verb not in list(Verdict):
+            raise InvalidInput("verb is approve or deny")
+        keeps = params.objects("keeps")
+        return (
+            human,
+            request_id,
+            Ballot(
+                Verdict(verb),
+                None if keeps is None else tuple(_keep(item) for item in keeps),
+                params.optional_integer("lifetime"),
+                params.text("comment", ""),
+            ),
+        )
+
+    def _tasks(self, params: Params, caller: Caller) -> dict[str, object]:
+        every = params.flag("all")
+        params.done()
+        with self._broker.store.read() as unit:
+            return {"tasks": [task_view(x) for x in unit.tasks.list(state=None if every else TaskState.OPEN)]}
+
+    def _show_task(self, params: Params, caller: Caller) -> dict[str, object]:
+        task_id = TaskId(parse_id("tsk", params.text("task")))
+        params.done()
+        with self._broker.store.read() as unit:
+            task = unit.tasks.get(task_id)
+            return {
+                **task_view(task),
+                "requests": [request_view(item) for item in unit.requests.list(task=task_id)],
+                "leases": [lease_view(item, people=True) for item in unit.leases.list(task=task_id)],
+            }
+
+    def _complete_task(self, params: Params, caller: Caller) -> dict[str, object]:
+        task_id = TaskId(parse_id("tsk", params.text("task")))
+        params.done()
+        done = complete_task(self._broker, task_id, actor=self._actor(caller), reason="completed")
+        return {**task_view(done.task), "leases": [lease_view(item, people=True) for item in done.leases]}
+
+    def _leases(self, params: Params, caller: Caller) -> dict[str, object]:
+        every, debt = params.flag("all"), params.flag("debt")
+        params.done()
+        with self._broker.store.read() as unit:
+            found = unit.leases.list(states=None if every else UNENDED)
+        return {"leases": [lease_view(x, people=True) for x in (unproven(found) if debt else found)]}
+
+    def _show_lease(self, params: Params, caller: Caller) -> dict[str, object]:
+        lease_id = LeaseId(parse_id("lse", params.text("lease")))
+        params.done()
+        with self._broker.store.read() as unit:
+            lease = unit.leases.get(lease_id)
+            grant = unit.grants.get(lease.grant)
+        view = lease_view(lease, people=True)
+        return {
+            **view,
+            "manifest": grant.manifest.to_json(),
+            "connections": self._broker.endpoints.connections(lease_id),
+        }
+
+    def _revoke(self, params: Params, caller: Caller) -> dict[str, object]:
+        selector = Selector(params.text("level"), params.text("value", ""))
+        dry_run, reason = (
+            params.flag("dry_run"),
+            accept(params.text("reason", ""), what="the reason", limit=REASON_BYTES, empty=True),
+        )
+        params.done()
+        if dry_run:
+            leases = select(self._broker, selector)
+        else:
+            leases = revoke(self._broker, selector, actor=self._actor(caller), reason=reason)
+        return {"dry_run": dry_run, "leases": [lease_view(item, people=True) for item in leases]}
+
+    def _write_off(self, params: Params, caller: Caller) -> dict[str, object]:
+        lease_id = LeaseId(parse_id("lse", params.text("lease")))
+        reason = accept(params.text("reason"), what="the reason", limit=REASON_BYTES)
+        params.done()
+        return lease_view(write_off(self._broker, lease_id, actor=self._actor(caller), reason=reason), people=True)
+
+    def _people(self, params: Params, caller: Caller) -> dict[str, object]:
+        params.done()
+        people = self._broker.config.people
+        return {
+            "people": [
+                {
+                    "human": human.id,
+                    "os_users": list(human.os_users),
+                    "can_review": bool(human.reviewer_key),
+                    "groups": sorted(name for name, members in people.groups.items() if human.id in members),
+                }
+                for human in people.humans.values()
+            ],
+            "you": self._actor(caller).removeprefix("human:"),
+        }
+
+    def _health(self, params: Params, caller: Caller) -> dict[str, object]:
+        params.done()
+        with self._broker.store.read() as unit:
+            installation, (seq, hash_) = unit.installation, unit.audit.head()
+            unended = unit.leases.list(states=UNENDED)
+        return {
+            "version": __version__,
+            "installation": installation.id,
+            "epoch": installation.epoch,
+            "demo": installation.demo,
+            "latest_seen": rfc3339(installation.latest_seen),
+            "audit_head": {"seq": seq, "hash": hash_},
+            "policy_snapshot": self._broker.policy.snapshot,
+            "config_digest": self._broker.config.digest,
+            "leases": {state.value: sum(x.state is state for x in unended) for state in LeaseState if state in UNENDED},
+            "debt": [lease_view(item, people=True) for item in unproven(unended)],
+            "late_records": self._broker.late.pending(),
+            **self._runtime_health(),
+        }
+
+
+def _state(text: str | None) -> RequestState | None:
+    if text is None:
+        return None
+    if text not in list(RequestState):
+        raise InvalidInput("no such state of a request", hint=", ".join(RequestState))
+    return RequestState(text)
+
+
+def _keep(item: dict[str, object]) -> Keep:
+    try:
+        return Keep.from_json(item)
+    except (KeyError, TypeError, ValueError):
+        raise InvalidInput("a narrowing names oid, columns and verbs of each object that stays") from None
