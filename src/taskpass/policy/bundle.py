@@ -87,7 +87,7 @@ class Bundle:
 
 
 def load(directory: Path) -> Bundle:
-    """The bundle of ``directory``; raises ``PolicyInvalid`` on anything wrong, in one line that names file and policy."""
+    """The bundle of ``directory``; raises ``PolicyInvalid``, in one line that names file and policy."""
     demand_trusted_directory(directory)
     names = _policy_files(directory)
     texts = {name: read_text(directory / name) for name in (SCHEMA, *names)}
