@@ -1,7 +1,8 @@
 """The configuration as one frozen tree. Loading, checking and digesting it are in the modules beside this one.
 
-Not for: secrets. A login is a reference (``file``, ``peer``, ``cert``, ``command``, ``systemd-credential``); never ``env``
-and never inline, because an agent of the same uid reads environments and files of the checkout (threats.md, item 1).
+Not for: secrets. A login is a reference (``file``, ``peer``, ``cert``, ``command``, ``systemd-credential``); never
+``env`` and never inline, because an agent of the same uid reads environments and files of the checkout (threats.md,
+item 1).
 """
 
 from __future__ import annotations

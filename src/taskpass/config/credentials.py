@@ -1,0 +1,100 @@
+"""Reading and writing what a login reference refers to: the broker's own login in a target.
+
+A credential is one line of JSON, ``{"user": …, "password": …}``. A ``file`` reference lies in the broker's
+``credentials/`` (0600); ``systemd-credential`` in the directory that systemd made for this service; ``command`` prints
+it. ``peer`` is a user name and needs no password; ``cert`` is the path of a certificate without its ``.crt``, beside a
+``.key``, named like the user. Not for: leases' passwords, which are never written anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from taskpass.config.places import demand_private, read_trusted
+from taskpass.config.write import write_new
+from taskpass.core.errors import ConfigInvalid
+from taskpass.core.secret import Secret
+
+COMMAND_SECONDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """``password`` is None where the server asks for none; ``certificate`` is a path without its ending, or empty."""
+
+    user: str
+    password: Secret | None = field(default=None, repr=False)
+    certificate: str = ""
+
+
+def read_credential(directory: Path, login: Mapping[str, str]) -> Credential:
+    """The credential behind ``login``, a reference as in ``config.model.Resource``. Raises ``ConfigInvalid``."""
+    ((kind, value),) = login.items()
+    if kind == "peer":
+        return Credential(value)
+    if kind == "cert":
+        return Credential(Path(value).name, certificate=value)
+    if kind == "file":
+        return _parse(read_trusted(credential_file(directory, value), private=True), kind)
+    if kind == "systemd-credential":
+        return _parse(_from_systemd(value), kind)
+    if kind == "command":
+        return _parse(_from_command(value), kind)
+    raise ConfigInvalid("a login is of an unknown kind")
+
+
+def credential_file(directory: Path, name: str) -> Path:
+    """Where a ``file`` reference points: an absolute path, or a name in ``credentials/``."""
+    return directory / "credentials" / name
+
+
+def write_credential(directory: Path, name: str, user: str, password: Secret) -> None:
+    """Store a broker's login as ``credentials/<name>``, 0600; an earlier one is replaced in one step."""
+    folder = directory / "credentials"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    demand_private(folder)
+    write_new(folder / name, json.dumps({"user": user, "password": password.reveal()}).encode() + b"\n")
+
+
+def _parse(data: bytes, kind: str) -> Credential:
+    """Nothing of ``data`` may show in an error."""
+    try:
+        parsed: Any = json.loads(data)
+    except ValueError:
+        parsed = None
+    if isinstance(parsed, dict):
+        user, password = (cast("dict[str, object]", parsed).get(key) for key in ("user", "password"))
+        if isinstance(user, str) and user and isinstance(password, str) and password:
+            return Credential(user, Secret(password))
+    raise ConfigInvalid(f"a {kind} login does not hold a user and a password", hint='{"user": "…", "password": "…"}')
+
+
+def _from_systemd(name: str) -> bytes:
+    place = os.environ.get("CREDENTIALS_DIRECTORY")
+    if not place:
+        raise ConfigInvalid(f"no systemd credential {name}: this is not a service of systemd", hint="LoadCredential=")
+    try:
+        return (Path(place) / name).read_bytes()
+    except OSError as error:
+        raise ConfigInvalid(f"the systemd credential {name} cannot be read: {error.strerror}") from None
+
+
+def _from_command(command: str) -> bytes:
+    """Run without a shell, with an environment of its own, and not for long."""
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(Path.home())}
+    try:
+        done = subprocess.run(
+            shlex.split(command), capture_output=True, timeout=COMMAND_SECONDS, env=environment, check=True, cwd="/"
+        )
+    except (OSError, ValueError, subprocess.SubprocessError):
+        raise ConfigInvalid(
+            "the command of a login failed", hint="run it by hand as the broker's account; it must print JSON"
+        ) from None
+    return done.stdout

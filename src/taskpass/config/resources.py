@@ -1,0 +1,164 @@
+"""The resources in the configuration: where a database is, how the broker logs in, what may be asked for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from itertools import combinations
+
+from taskpass.config.address import Address, parse_address
+from taskpass.config.model import Access, Resource
+from taskpass.config.table import Table
+from taskpass.core.errors import ConfigInvalid, InvalidInput
+from taskpass.core.scope import Level, Scope
+from taskpass.core.separation import Environment
+from taskpass.core.text import visible
+
+ISSUERS = ("postgres",)
+LOGIN_KINDS = ("file", "peer", "cert", "command", "systemd-credential")
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_CREDENTIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def read_resource(name: str, table: Table) -> Resource:
+    """One ``[resources.<name>]`` with its sub-tables."""
+    if not NAME.fullmatch(name):
+        raise ConfigInvalid(
+            f"{visible(table.path, limit=120)} is not a name for a resource",
+            hint='lower-case letters, digits, ".", "-" and "_", at most 63',
+        )
+    address = parse_address(table.text("address"), what=table.name("address"))
+    pin = table.table("pin", needed=False)
+    if not table.has("pin"):
+        raise ConfigInvalid(f"{table.path} is not enrolled: [{pin.path}] is missing", hint="taskpass init writes it")
+    resource = Resource(
+        name=name,
+        issuer=_one_of(table, "issuer", ISSUERS),
+        environment=Environment(_one_of(table, "environment", tuple(Environment))),
+        address=table.text("address"),
+        nodes=_nodes(table),
+        tls=_tls(table, address),
+        login=_login(table, address),
+        cluster=_cluster(pin),
+        database=pin.number("database"),
+        shared_cluster=table.flag("shared_cluster"),
+        access=_accesses(name, table.table("access")),
+    )
+    pin.done()
+    table.done()
+    return resource
+
+
+def demand_separate(resources: Mapping[str, Resource]) -> None:
+    """Refuse two environments with one cluster or login, unless both say ``shared_cluster = true``.
+
+    Roles belong to a cluster, not to a database, so one environment's lease would reach the other (threats.md, item 13).
+    """
+    for first, second in combinations(resources.values(), 2):
+        if first.environment is second.environment or (first.shared_cluster and second.shared_cluster):
+            continue
+        if first.cluster == second.cluster:
+            shared = "cluster"
+        elif first.login == second.login and "peer" not in first.login:
+            shared = "login"
+        else:
+            continue
+        raise ConfigInvalid(
+            f"{first.name} ({first.environment}) and {second.name} ({second.environment}) share one {shared}",
+            hint="give each environment its own, or say shared_cluster = true in both, which doctor will show",
+            code="shared_cluster",
+        )
+
+
+def _one_of(table: Table, key: str, known: tuple[str, ...]) -> str:
+    value = table.text(key)
+    if value not in known:
+        raise ConfigInvalid(f"{table.name(key)} is unknown", hint="one of " + ", ".join(known))
+    return value
+
+
+def _nodes(table: Table) -> tuple[str, ...]:
+    nodes = table.texts("nodes")
+    for node in nodes:
+        parse_address(node, what=f"an entry of {table.name('nodes')}")
+    if table.text("address") in nodes:
+        raise ConfigInvalid(f"{table.name('nodes')} repeats the address; it lists the other nodes")
+    return nodes
+
+
+def _tls(table: Table, address: Address) -> dict[str, str]:
+    """Empty, or ``{"ca": …}``. Only what stays on this machine may go without."""
+    tls = table.table("tls", needed=False)
+    if tls.empty:
+        if not address.local:
+            raise ConfigInvalid(f"{tls.path} is missing: the address is on a network", hint='tls = { ca = "system" }')
+        return {}
+    authority = tls.text("ca")
+    tls.done()
+    if address.socket:
+        raise ConfigInvalid(f"{tls.path} is set, but a Unix socket has no TLS", hint="leave it out")
+    if authority != "system" and not authority.startswith("/"):
+        raise ConfigInvalid(f'{tls.name("ca")} must be "system" or the absolute path of a certificate file')
+    return {"ca": authority}
+
+
+def _login(table: Table, address: Address) -> dict[str, str]:
+    """Exactly one reference. Whoever reads this file would read a secret in it, so there is no way to write one."""
+    if not table.has("login"):
+        raise ConfigInvalid(f"{table.name('login')} is missing", hint='login = { file = "…" }; taskpass init writes it')
+    login = table.table("login")
+    given = [kind for kind in LOGIN_KINDS if login.has(kind)]
+    login.done()
+    if len(given) != 1:
+        raise ConfigInvalid(f"{login.path} must have exactly one of {', '.join(LOGIN_KINDS)}")
+    kind = given[0]
+    value = login.text(kind)
+    _demand_reference(login.name(kind), kind, value, address)
+    return {kind: value}
+
+
+def _demand_reference(name: str, kind: str, value: str, address: Address) -> None:
+    if "://" in value:
+        raise ConfigInvalid(f"{name} must be a reference, and a secret must never stand in this file")
+    if kind in ("cert", "command") and not value.startswith("/"):
+        raise ConfigInvalid(f"{name} must begin with an absolute path")
+    if kind == "systemd-credential" and not _CREDENTIAL.fullmatch(value):
+        raise ConfigInvalid(f"{name} must be the name of a credential")
+    if kind == "file" and not (_CREDENTIAL.fullmatch(value) or value.startswith("/")):
+        raise ConfigInvalid(f"{name} must be the name of a file in credentials/, or an absolute path")
+    if kind == "peer" and not address.socket:
+        raise ConfigInvalid(
+            f"{name} works on a Unix socket only", hint='the address must be "/directory:port/database"'
+        )
+
+
+def _cluster(pin: Table) -> str:
+    cluster = pin.text("cluster")
+    if not cluster.isascii() or not cluster.isdigit():
+        raise ConfigInvalid(f"{pin.name('cluster')} must be the cluster's system identifier, as text")
+    return cluster
+
+
+def _accesses(resource: str, table: Table) -> dict[str, Access]:
+    found = {name: _access(resource, name, table.table(name)) for name in table.names()}
+    if not found:
+        raise ConfigInvalid(
+            f"[{table.path}] offers nothing", hint=f'add [{table.path}.read] with tables = ["public.*"]'
+        )
+    return found
+
+
+def _access(resource: str, name: str, table: Table) -> Access:
+    if name not in tuple(Level):
+        known = ", ".join(Level)
+        raise ConfigInvalid(
+            f"[{visible(table.path, limit=120)}] is not an access of this version", hint=f"one of {known}"
+        )
+    access = Access(name, Level(name), table.texts("tables", empty=False), table.texts("exclude"))
+    table.done()
+    try:
+        Scope(resource, name, access.level, access.tables, access.exclude)
+    except InvalidInput as error:
+        raise ConfigInvalid(f"{table.path}: {error.message}", hint=error.hint) from None
+    return access

@@ -1,0 +1,119 @@
+"""Writing the configuration: what ``taskpass init`` makes, with the words that explain it, and never half of it.
+
+Text is added, never rewritten, so that an operator's own comments and order stay.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from taskpass.config.model import Human, Resource
+
+_HEADER = """\
+# Taskpass: what this broker serves, and for whom. `taskpass check` says what is wrong without starting anything.
+# Unknown keys are errors. No secret stands in this file: a login is a reference. Lifetimes are decided in policy/.
+
+[broker]
+trust_domain = {trust_domain}
+"""
+
+
+def render_new(trust_domain: str) -> str:
+    """The beginning of a configuration, without resources or people."""
+    return _HEADER.format(trust_domain=quote(trust_domain))
+
+
+def render_resource(resource: Resource) -> str:
+    """The tables of one resource."""
+    name = _key(resource.name)
+    lines = [
+        "",
+        f"[resources.{name}]",
+        f"issuer = {quote(resource.issuer)}",
+        f"environment = {quote(resource.environment.value)}",
+        f"address = {quote(resource.address)}",
+        f"nodes = {_list(resource.nodes)}                 # every replica that an agent could reach",
+    ]
+    if resource.tls:
+        lines.append(f"tls = {_inline(resource.tls)}   # verified in full")
+    lines.append(f"login = {_inline(resource.login)}")
+    if resource.shared_cluster:
+        lines.append("shared_cluster = true")
+    lines += [
+        f"[resources.{name}.pin]                 # what was enrolled; anything else at this address is refused",
+        f"cluster = {quote(resource.cluster)}",
+        f"database = {resource.database}",
+    ]
+    for access in resource.access.values():
+        lines += [
+            f"[resources.{name}.access.{access.name}]",
+            f"tables = {_list(access.tables)}",
+            f"exclude = {_list(access.exclude)}                 # and whatever these are reachable through",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def render_human(human: Human) -> str:
+    """The record of one person."""
+    lines = ["", f"[people.human.{_key(human.id)}]", f"os_users = {_list(human.os_users)}"]
+    if human.reviewer_key:
+        lines += [
+            f"reviewer_key = {quote(human.reviewer_key)}   # verifies signatures; the secret is not kept",
+            f"reviewer_salt = {quote(human.reviewer_salt)}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def render_groups(groups: Mapping[str, frozenset[str]]) -> str:
+    """The groups that policies may ask approvals of."""
+    return (
+        "\n".join(["", "[people.groups]", *(f"{_key(n)} = {_list(tuple(sorted(m)))}" for n, m in groups.items())])
+        + "\n"
+    )
+
+
+def quote(text: str) -> str:
+    """``text`` as a TOML basic string."""
+    # TOML takes JSON's escapes, but wants DEL escaped too.
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _key(name: str) -> str:
+    return name if name.replace("-", "").replace("_", "").isalnum() and name.isascii() else quote(name)
+
+
+def _list(items: tuple[str, ...]) -> str:
+    return "[" + ", ".join(quote(item) for item in items) + "]"
+
+
+def _inline(table: Mapping[str, str]) -> str:
+    return "{ " + ", ".join(f"{_key(key)} = {quote(value)}" for key, value in table.items()) + " }"
+
+
+def write_new(path: Path, data: bytes, *, mode: int = 0o600) -> None:
+    """Write ``data`` as ``path`` in one step, durable on return: a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
