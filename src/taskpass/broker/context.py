@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,6 +15,7 @@ from taskpass.core.errors import Denied, NotAuthenticated
 from taskpass.core.ids import HumanId, LeaseId, RunId, new_id
 from taskpass.core.lease import Target
 from taskpass.gateways.base import Endpoints
+from taskpass.identity.base import Caller, Peer
 from taskpass.issuers.base import Issuer
 from taskpass.policy.base import Policy
 from taskpass.store.base import Store, Unit
@@ -21,25 +24,62 @@ from taskpass.store.base import Store, Unit
 class Holders(Protocol):
     """Processes whose end ends something: kept by the runtime, by pidfd."""
 
-    def watch_lease(self, lease: LeaseId, pid: int) -> None:
-        """Take ``lease`` back when process ``pid`` ends."""
+    def watch_lease(self, lease: LeaseId, caller: Caller) -> None:
+        """Take ``lease`` back when the attested process of ``caller`` ends, also if it has ended already."""
         ...
 
     def forget_lease(self, lease: LeaseId) -> None: ...
 
-    def watch_run(self, run: RunId, pid: int) -> None:
-        """End ``run`` when process ``pid`` (the init of its pid namespace) ends."""
-        ...
-
 
 class RunSockets(Protocol):
-    """The private directory and listening socket of each run; kept by the runtime."""
+    """The private directory and listening socket of each run, and what is known of its sandbox; kept by the runtime."""
 
-    def open(self, run: RunId, uid: int) -> str:
-        """Create the run's private directory, owned by ``uid``, with its socket; the directory's path."""
+    def open(self, run: RunId, uid: int, launcher: Peer) -> str:
+        """Create the run's private directory, passable for ``uid``, with its socket; the directory's path.
+
+        Only processes that descend from ``launcher`` can make first contact.
+        """
         ...
 
-    def close(self, run: RunId) -> None: ...
+    def bound(self, run: RunId) -> None:
+        """First contact was recorded: from now on the run ends when the init of its namespace ends."""
+        ...
+
+    def close(self, run: RunId) -> None:
+        """Idempotent."""
+        ...
+
+
+class Fitness(Protocol):
+    """Whether a target may be issued from: preflight, pins, and that this store is not a restored copy."""
+
+    def demand(self, resource: str) -> None:
+        """Raise ``TargetUnfit``, ``TargetUnavailable`` or ``Conflict`` while ``resource`` must not be issued from."""
+        ...
+
+
+class KeyedLocks:
+    """One lock per key, so that the same lease is never closed twice at once in this process."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._locks: dict[str, tuple[threading.Lock, int]] = {}
+
+    @contextmanager
+    def hold(self, key: str) -> Generator[None]:
+        with self._guard:
+            lock, users = self._locks.get(key, (threading.Lock(), 0))
+            self._locks[key] = (lock, users + 1)
+        try:
+            with lock:
+                yield
+        finally:
+            with self._guard:
+                lock, users = self._locks[key]
+                if users == 1:
+                    del self._locks[key]
+                else:
+                    self._locks[key] = (lock, users - 1)
 
 
 @dataclass(frozen=True)
@@ -58,6 +98,7 @@ class Broker:
     endpoints: Endpoints
     holders: Holders
     run_sockets: RunSockets
+    fitness: Fitness
     config: Config
     clock: Clock
     entropy: Entropy
@@ -67,6 +108,7 @@ class Broker:
     release_reserve: Callable[[], bool]
     runtime_directory: str
     late: LateBook = field(default_factory=LateBook)
+    closing: KeyedLocks = field(default_factory=KeyedLocks)
 
     def now(self, unit: Unit) -> Instant:
         """The time of this unit of work: never earlier than any time seen before."""

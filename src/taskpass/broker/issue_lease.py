@@ -65,7 +65,7 @@ def issue_lease(broker: Broker, caller: Caller, request_id: RequestId, *, until_
         _undo(broker, intent, error)
         raise
     if until_process_ends:
-        broker.holders.watch_lease(intent.lease.id, caller.pid)
+        broker.holders.watch_lease(intent.lease.id, caller)
     with broker.store.read() as unit:
         return Issued(unit.leases.get(intent.lease.id), endpoint)
 
@@ -76,6 +76,7 @@ def _record_intent(broker: Broker, caller: Caller, request_id: RequestId) -> _In
         task = own_task(broker, unit, caller, request.task)
     _demand_usable(request)
     resource = broker.resource(request.scope.resource)
+    broker.fitness.demand(resource.name)
     decision = broker.policy.decide(
         question(broker, task, resource, request.manifest, request.lifetime, request.reason)
     )

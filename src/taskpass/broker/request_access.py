@@ -64,6 +64,7 @@ def request_access(
         task = own_task(broker, unit, caller, task_id)
     _demand_separation(broker, task, offered)
     refuse_debtors(broker, task, offered.name)
+    broker.fitness.demand(offered.name)
     manifest = broker.issuer(offered.name).resolve(scope)
     if manifest.empty:
         return _record_nothing_left(broker, task, offered, scope, manifest, reason)

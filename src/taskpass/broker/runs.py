@@ -16,7 +16,7 @@ from taskpass.core.errors import Conflict, NotAuthenticated, TaskpassError
 from taskpass.core.ids import RunId
 from taskpass.core.separation import Separation
 from taskpass.core.task import TaskState
-from taskpass.identity.base import Caller
+from taskpass.identity.base import Caller, Peer
 from taskpass.identity.spiffe import tool_name
 from taskpass.store.base import Run
 
@@ -27,15 +27,15 @@ class PreparedRun:
     directory: str
 
 
-def prepare_run(broker: Broker, *, operator_uid: int, agent_uid: int, tool: str) -> PreparedRun:
+def prepare_run(broker: Broker, operator: Peer, *, agent_uid: int, tool: str) -> PreparedRun:
     """Announce a run for ``tool``: its private directory and socket, owned by ``agent_uid``.
 
-    The sponsor is the human behind ``operator_uid``, the account that starts the sandbox.
+    The sponsor is the human behind the account of ``operator``, the launcher that starts the sandbox.
     """
     tool_name(tool)
-    sponsor = broker.human_of_uid(operator_uid)
+    sponsor = broker.human_of_uid(operator.caller.uid)
     run_id = RunId(broker.new_id("run"))
-    directory = broker.run_sockets.open(run_id, agent_uid)
+    directory = broker.run_sockets.open(run_id, agent_uid, operator)
     try:
         with broker.store.write() as unit:
             now = broker.now(unit)
@@ -55,7 +55,7 @@ def prepare_run(broker: Broker, *, operator_uid: int, agent_uid: int, tool: str)
     return PreparedRun(run_id, directory)
 
 
-def bind_run(broker: Broker, caller: Caller, *, init_pid: int) -> Run:
+def bind_run(broker: Broker, caller: Caller) -> Run:
     """First contact: bind the caller's run to its namespace, or confirm that this caller is inside it.
 
     Without separation a run is refused: its whole point is the sandbox.
@@ -85,7 +85,7 @@ def bind_run(broker: Broker, caller: Caller, *, init_pid: int) -> Run:
             broker.now(unit),
         )
         run = unit.runs.get(run.id)
-    broker.holders.watch_run(run.id, init_pid)
+    broker.run_sockets.bound(run.id)
     return run
 
 

@@ -86,8 +86,14 @@ def _begin_unrecorded(broker: Broker, lease_id: LeaseId, reason: str, actor: str
 def close_lease(broker: Broker, lease_id: LeaseId) -> Taken | None:
     """Take the access away in the target and confirm; None if it is not proven yet (noted, retried later).
 
-    Idempotent: a lease that is closed already is left alone.
+    Idempotent: a lease that is closed already is left alone. Two callers in this process take turns, because a second
+    close would replace the password that the first one's proof needs.
     """
+    with broker.closing.hold(lease_id):
+        return _close(broker, lease_id)
+
+
+def _close(broker: Broker, lease_id: LeaseId) -> Taken | None:
     with broker.store.read() as unit:
         lease = unit.leases.get(lease_id)
         seq, hash_ = unit.audit.head()

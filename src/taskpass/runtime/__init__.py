@@ -1,0 +1,1 @@
+"""What keeps a broker going: the sweeper, watched processes, run sockets, fitness of targets, health."""

@@ -31,11 +31,10 @@ Method = Callable[[Params, Caller], dict[str, object]]
 
 
 class AgentMethods:
-    """The handler of the agents' sockets. ``init_pid(caller)`` finds the init of a sandboxed caller's namespace."""
+    """The handler of the agents' sockets."""
 
-    def __init__(self, broker: Broker, *, init_pid: Callable[[Caller], int], changed: Changed) -> None:
+    def __init__(self, broker: Broker, *, changed: Changed) -> None:
         self._broker = broker
-        self._init_pid = init_pid
         self._changed = changed
         self._methods: dict[str, Method] = {
             "hello": self._hello,
@@ -60,7 +59,7 @@ class AgentMethods:
     def _hello(self, params: Params, caller: Caller) -> dict[str, object]:
         params.done()
         if caller.run is not None:
-            bind_run(self._broker, caller, init_pid=self._init_pid(caller))
+            bind_run(self._broker, caller)
         with self._broker.store.read() as unit:
             installation = unit.installation.id
         return {

@@ -31,7 +31,7 @@ from taskpass.server.changed import Changed
 from taskpass.server.params import Params
 from taskpass.server.views import card, lease_view, request_view, task_view, vote_view
 
-Method = Callable[[Params, Caller], dict[str, object]]
+Method = Callable[[Params, Peer], dict[str, object]]
 
 
 class PeopleMethods:
@@ -63,7 +63,7 @@ class PeopleMethods:
         found = self._methods.get(method)
         if found is None:
             raise InvalidInput("no such method here", code="unknown_method")
-        return found(Params(params), peer.caller)
+        return found(Params(params), peer)
 
     def _actor(self, caller: Caller) -> str:
         """The person behind the account, for the record; an account of nobody is recorded as the account it is."""
@@ -72,32 +72,32 @@ class PeopleMethods:
         except TaskpassError:
             return f"uid:{caller.uid}"
 
-    def _prepare_run(self, params: Params, caller: Caller) -> dict[str, object]:
-        tool, uid = params.text("tool"), params.integer("uid", caller.uid)
+    def _prepare_run(self, params: Params, peer: Peer) -> dict[str, object]:
+        tool, uid = params.text("tool"), params.integer("uid", peer.caller.uid)
         params.done()
-        if uid != caller.uid and caller.uid != 0:
+        if peer.caller.uid not in (0, uid):
             raise InvalidInput("only root starts an agent under another account")
-        run = prepare_run(self._broker, operator_uid=caller.uid, agent_uid=uid, tool=tool)
+        run = prepare_run(self._broker, peer, agent_uid=uid, tool=tool)
         return {
             "run": run.run,
             "directory": run.directory,
             "hide": [str(self._broker.config.directory), self._broker.runtime_directory],
         }
 
-    def _end_run(self, params: Params, caller: Caller) -> dict[str, object]:
+    def _end_run(self, params: Params, peer: Peer) -> dict[str, object]:
         run_id = RunId(parse_id("run", params.text("run")))
         params.done()
         end_run(self._broker, run_id, reason="process_ended")
         return {"run": run_id}
 
-    def _requests(self, params: Params, caller: Caller) -> dict[str, object]:
+    def _requests(self, params: Params, peer: Peer) -> dict[str, object]:
         state = params.optional_text("state")
         params.done()
         with self._broker.store.read() as unit:
             found = unit.requests.list(state=_state(state))
         return {"requests": [request_view(request) for request in found]}
 
-    def _show_request(self, params: Params, caller: Caller) -> dict[str, object]:
+    def _show_request(self, params: Params, peer: Peer) -> dict[str, object]:
         request_id = RequestId(parse_id("req", params.text("request")))
         params.done()
         with self._broker.store.read() as unit:
@@ -113,7 +113,7 @@ class PeopleMethods:
         except TaskpassError:
             return {}
 
-    def _challenge(self, params: Params, caller: Caller) -> dict[str, object]:
+    def _challenge(self, params: Params, peer: Peer) -> dict[str, object]:
         human, request_id, ballot = self._ballot(params)
         params.done()
         prepared = prepare_vote(self._broker, human, request_id, ballot)
@@ -127,7 +127,7 @@ class PeopleMethods:
             "salt": self._broker.human(human).reviewer_salt,
         }
 
-    def _vote(self, params: Params, caller: Caller) -> dict[str, object]:
+    def _vote(self, params: Params, peer: Peer) -> dict[str, object]:
         human, request_id, ballot = self._ballot(params)
         nonce, signature = params.text("nonce"), params.text("signature")
         params.done()
@@ -153,13 +153,13 @@ class PeopleMethods:
             ),
         )
 
-    def _tasks(self, params: Params, caller: Caller) -> dict[str, object]:
+    def _tasks(self, params: Params, peer: Peer) -> dict[str, object]:
         every = params.flag("all")
         params.done()
         with self._broker.store.read() as unit:
             return {"tasks": [task_view(x) for x in unit.tasks.list(state=None if every else TaskState.OPEN)]}
 
-    def _show_task(self, params: Params, caller: Caller) -> dict[str, object]:
+    def _show_task(self, params: Params, peer: Peer) -> dict[str, object]:
         task_id = TaskId(parse_id("tsk", params.text("task")))
         params.done()
         with self._broker.store.read() as unit:
@@ -170,20 +170,20 @@ class PeopleMethods:
                 "leases": [lease_view(item, people=True) for item in unit.leases.list(task=task_id)],
             }
 
-    def _complete_task(self, params: Params, caller: Caller) -> dict[str, object]:
+    def _complete_task(self, params: Params, peer: Peer) -> dict[str, object]:
         task_id = TaskId(parse_id("tsk", params.text("task")))
         params.done()
-        done = complete_task(self._broker, task_id, actor=self._actor(caller), reason="completed")
+        done = complete_task(self._broker, task_id, actor=self._actor(peer.caller), reason="completed")
         return {**task_view(done.task), "leases": [lease_view(item, people=True) for item in done.leases]}
 
-    def _leases(self, params: Params, caller: Caller) -> dict[str, object]:
+    def _leases(self, params: Params, peer: Peer) -> dict[str, object]:
         every, debt = params.flag("all"), params.flag("debt")
         params.done()
         with self._broker.store.read() as unit:
             found = unit.leases.list(states=None if every else UNENDED)
         return {"leases": [lease_view(x, people=True) for x in (unproven(found) if debt else found)]}
 
-    def _show_lease(self, params: Params, caller: Caller) -> dict[str, object]:
+    def _show_lease(self, params: Params, peer: Peer) -> dict[str, object]:
         lease_id = LeaseId(parse_id("lse", params.text("lease")))
         params.done()
         with self._broker.store.read() as unit:
@@ -196,7 +196,7 @@ class PeopleMethods:
             "connections": self._broker.endpoints.connections(lease_id),
         }
 
-    def _revoke(self, params: Params, caller: Caller) -> dict[str, object]:
+    def _revoke(self, params: Params, peer: Peer) -> dict[str, object]:
         selector = Selector(params.text("level"), params.text("value", ""))
         dry_run, reason = (
             params.flag("dry_run"),
@@ -206,16 +206,16 @@ class PeopleMethods:
         if dry_run:
             leases = select(self._broker, selector)
         else:
-            leases = revoke(self._broker, selector, actor=self._actor(caller), reason=reason)
+            leases = revoke(self._broker, selector, actor=self._actor(peer.caller), reason=reason)
         return {"dry_run": dry_run, "leases": [lease_view(item, people=True) for item in leases]}
 
-    def _write_off(self, params: Params, caller: Caller) -> dict[str, object]:
+    def _write_off(self, params: Params, peer: Peer) -> dict[str, object]:
         lease_id = LeaseId(parse_id("lse", params.text("lease")))
         reason = accept(params.text("reason"), what="the reason", limit=REASON_BYTES)
         params.done()
-        return lease_view(write_off(self._broker, lease_id, actor=self._actor(caller), reason=reason), people=True)
+        return lease_view(write_off(self._broker, lease_id, actor=self._actor(peer.caller), reason=reason), people=True)
 
-    def _people(self, params: Params, caller: Caller) -> dict[str, object]:
+    def _people(self, params: Params, peer: Peer) -> dict[str, object]:
         params.done()
         people = self._broker.config.people
         return {
@@ -228,10 +228,10 @@ class PeopleMethods:
                 }
                 for human in people.humans.values()
             ],
-            "you": self._actor(caller).removeprefix("human:"),
+            "you": self._actor(peer.caller).removeprefix("human:"),
         }
 
-    def _health(self, params: Params, caller: Caller) -> dict[str, object]:
+    def _health(self, params: Params, peer: Peer) -> dict[str, object]:
         params.done()
         with self._broker.store.read() as unit:
             installation, (seq, hash_) = unit.installation, unit.audit.head()
