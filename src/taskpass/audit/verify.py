@@ -1,0 +1,220 @@
+"""Verifies the log: the chain, its signatures, the people's signatures in it, and what stands outside against it.
+
+Needs no broker and no write access: records come from a store opened for reading or from an export. Without a key that
+the auditor brings, the result is a self-check only: whoever holds the broker's key could have written all of it.
+What it cannot show: that everything that happened was written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from taskpass.audit import approvals
+from taskpass.audit.anchors import Anchor, by_seq
+from taskpass.audit.witness import Head
+from taskpass.core.audit import GENESIS, Fault, Record, verify_chain
+from taskpass.core.errors import InvalidInput, StoreUnavailable
+from taskpass.core.ids import InstallationId
+from taskpass.keys.base import Verifier
+
+_BODY = frozenset({"v", "installation", "epoch", "seq", "at", "event", "actor", "subject", "data", "late"})
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """``seq`` and ``head`` are the last good record; ``fault`` the first bad one.
+
+    ``trusted`` is False for a self-check; ``signed`` is False if not even the store's own keys were known. ``anchored``
+    is the last record that stands outside, ``unanchored`` how many good ones follow it. ``notes`` are sentences.
+    """
+
+    seq: int
+    head: str
+    fault: Fault | None
+    trusted: bool
+    signed: bool
+    anchored: int
+    unanchored: int
+    approvals: int
+    """Verdicts whose signature by a person was verified again."""
+    unsigned: int
+    """Self-confirmations without a signature: the broker's word."""
+    late: int
+    """Records written after their effect, while nothing could be written."""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return self.fault is None
+
+    def to_json(self) -> dict[str, object]:
+        fault = {"seq": self.fault.seq, "what": self.fault.what} if self.fault else None
+        return {
+            "ok": self.ok,
+            "trusted": self.trusted,
+            "signed": self.signed,
+            "seq": self.seq,
+            "head": self.head,
+            "fault": fault,
+            "anchored": self.anchored,
+            "unanchored": self.unanchored,
+            "approvals": self.approvals,
+            "unsigned": self.unsigned,
+            "late": self.late,
+            "notes": list(self.notes),
+        }
+
+
+def verify(
+    records: Iterable[Record],
+    installation: InstallationId,
+    trusted_key: Verifier | None,
+    anchors: Iterable[Anchor] = (),
+    *,
+    own_keys: Verifier | None = None,
+    witness: Head | None = None,
+    reviewers: Mapping[str, str] | None = None,
+    start: tuple[int, str] = (0, GENESIS),
+) -> Report:
+    """Walk ``records`` to the first fault.
+
+    ``trusted_key`` comes from the auditor. ``own_keys`` are those that came with the records and serve only when
+    there is none. ``witness`` is the head kept outside the database. ``reviewers`` maps people to
+    their public keys, if known.
+    """
+    keys = trusted_key or own_keys
+    walk = _Walk(installation, by_seq(anchors), witness, reviewers, start)
+
+    def by_known_key(key: str, data: bytes, signature: str) -> bool:
+        return keys is None or keys.verify(key, data, signature)
+
+    seq, head, fault = verify_chain(
+        walk.through(records), installation=installation, verify_signature=by_known_key, start=start
+    )
+    if walk.fault:
+        seq, head, fault = *walk.good, walk.fault
+    fault = fault or walk.end(seq)
+    return Report(
+        seq=seq,
+        head=head,
+        fault=fault,
+        trusted=trusted_key is not None,
+        signed=keys is not None,
+        anchored=walk.anchored,
+        unanchored=seq - walk.anchored,
+        approvals=walk.approvals,
+        unsigned=walk.unsigned,
+        late=walk.late,
+        notes=tuple(_notes(trusted_key, keys, witness, installation)),
+    )
+
+
+def _notes(
+    trusted: Verifier | None, keys: Verifier | None, witness: Head | None, installation: InstallationId
+) -> Iterator[str]:
+    if trusted is None:
+        yield "self-check only: no trusted key was given, and the broker's own key could have written all of it"
+    if keys is None:
+        yield "signatures were not checked: no key is known"
+    if witness and keys and not witness.signed_by(keys, installation):
+        yield "the head kept outside the database is not signed by a known key"
+
+
+@dataclass(slots=True)
+class _Walk:
+    """Looks at each record once the chain has found it good, and stops at the first fault of its own."""
+
+    installation: InstallationId
+    anchors: dict[int, list[Anchor]]
+    witness: Head | None
+    reviewers: Mapping[str, str] | None
+    start: tuple[int, str]
+    fault: Fault | None = None
+    good: tuple[int, str] = field(init=False)
+    anchored: int = 0
+    approvals: int = 0
+    unsigned: int = 0
+    late: int = 0
+    epoch: int = 0
+
+    def __post_init__(self) -> None:
+        self.good = self.start
+        self.anchored = self.start[0]
+
+    def through(self, records: Iterable[Record]) -> Iterator[Record]:
+        source = iter(records)
+        while not self.fault:
+            try:
+                record = next(source, None)
+            except InvalidInput as error:
+                self.fault = Fault(self.good[0] + 1, f"it cannot be read: {error.message}")
+                return
+            except StoreUnavailable as error:
+                if error.code != "store_corrupt":
+                    raise
+                self.fault = Fault(self.good[0] + 1, "it cannot be read: the store is damaged there")
+                return
+            if record is None:
+                return
+            yield record
+            # The chain asks for the next record only if this one was good.
+            self._look(record)
+
+    def _look(self, record: Record) -> None:
+        body = _parse(record.body)
+        what = self._shape(record, body) or self._outside(record)
+        if not what and body["event"] == approvals.EVENT:
+            what = self._approval(body["data"])
+        if what:
+            self.fault = Fault(record.seq, what)
+            return
+        self.late += body["late"] is True
+        self.epoch = body["epoch"]
+        self.good = (record.seq, record.hash)
+
+    def _shape(self, record: Record, body: dict[str, Any]) -> str:
+        if body.keys() != _BODY or body["v"] != 1 or type(body["epoch"]) is not int:
+            return "its content is not a record of a version that is known"
+        if body["installation"] != self.installation or body["seq"] != record.seq:
+            return "its content is of another installation or number"
+        return "its epoch is earlier than the one before it" if body["epoch"] < self.epoch else ""
+
+    def _outside(self, record: Record) -> str:
+        for anchor in self.anchors.pop(record.seq, []):
+            if anchor.hash != record.hash:
+                return f"it is not the record that was anchored: {anchor.where} has another hash"
+            self.anchored = record.seq
+        if self.witness and self.witness.seq == record.seq and self.witness.hash != record.hash:
+            return "it is not the record that the head kept outside the database names"
+        return ""
+
+    def _approval(self, data: Mapping[str, Any]) -> str:
+        if not approvals.is_signed(data):
+            self.unsigned += 1
+            return ""
+        self.approvals += 1
+        return approvals.fault(data, self.reviewers)
+
+    def end(self, seq: int) -> Fault | None:
+        """What stands outside and was not met on the way: the end was cut off, or an older store was put back."""
+        later = [anchor for number in self.anchors if number > seq for anchor in self.anchors[number]]
+        if later:
+            newest = max(later, key=lambda anchor: anchor.seq)
+            return Fault(seq + 1, f"it is missing: {newest.where} anchors record {newest.seq}, the log ends with {seq}")
+        if self.witness and self.witness.seq > seq:
+            return Fault(
+                seq + 1,
+                f"it is missing: the head kept outside the database is {self.witness.seq}, the log ends with {seq}",
+            )
+        return None
+
+
+def _parse(body: str) -> dict[str, Any]:
+    try:
+        content: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}  # pyright: ignore[reportUnknownVariableType]

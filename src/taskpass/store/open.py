@@ -1,0 +1,124 @@
+"""Opens a store: creates it if asked, brings its schema up to date, and refuses one that is not ours to use.
+
+Not for: deciding whether the store is the newest copy. The epoch in each target and the witness notice a restored one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, insert, inspect, select, text
+
+from taskpass.audit.witness import FILE_NAME, Witness
+from taskpass.core.clock import Clock, Entropy
+from taskpass.core.errors import Conflict, StoreUnavailable
+from taskpass.core.ids import new_installation_id
+from taskpass.keys.base import Signer
+from taskpass.store import sqlite, triggers
+from taskpass.store.tables import audit_keys, installation
+from taskpass.store.unit import SqlStore
+
+VERSIONS = ("0001",)
+"""Schema versions that this code knows, oldest first; a test holds them to the migrations."""
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """Wish to set up a new installation where there is none. ``demo`` cannot be changed later."""
+
+    demo: bool = False
+
+
+def open_store(
+    url: str,
+    *,
+    clock: Clock,
+    entropy: Entropy,
+    audit_key: Signer,
+    create: Create | None = None,
+    witness: Path | None = None,
+    timeout: float = sqlite.BUSY_SECONDS,
+) -> SqlStore:
+    """Open for reading and writing.
+
+    ``create`` sets up an installation if there is none and is otherwise satisfied if the demo flag agrees (``Conflict``
+    if not). ``witness`` is the file for the newest head, beside the store by default. ``timeout`` in seconds is how
+    long a unit of work waits for others. Raises ``ConfigInvalid`` for the address and ``StoreUnavailable`` with one of
+    the codes store_missing, store_unsafe, store_newer, store_locked, store_full, store_readonly, store_corrupt.
+    """
+    path = sqlite.path_of(url)
+    sqlite.prepare(path, create=create is not None)
+    engine = sqlite.engine(path, timeout=timeout)
+    seen = Witness(witness or path.parent / FILE_NAME)
+    try:
+        with sqlite.opening(path, timeout=timeout):
+            _bring_up(engine, path)
+            _set_up(engine, clock, entropy, audit_key, create)
+        store = SqlStore(engine, path=path, signer=audit_key, witness=seen, timeout=timeout)
+        seen.compare(store.hash_at)
+    except BaseException:
+        engine.dispose()
+        raise
+    return store
+
+
+def open_reader(url: str, *, timeout: float = sqlite.BUSY_SECONDS) -> SqlStore:
+    """Open for reading only: no broker, no lock, no write access needed. Changes nothing, not even the schema."""
+    path = sqlite.path_of(url)
+    if not path.exists():
+        raise StoreUnavailable("there is no store", hint="check its address", code="store_missing")
+    engine = sqlite.reading_engine(path, timeout=timeout)
+    try:
+        with sqlite.translated(), engine.connect() as connection:
+            if _version(connection) is None:
+                raise StoreUnavailable("the store was never set up", code="store_missing")
+    except BaseException:
+        engine.dispose()
+        raise
+    return SqlStore(engine, path=path, signer=None, witness=None, timeout=timeout)
+
+
+def _bring_up(engine: Engine, path: Path) -> None:
+    """Migrate in one transaction under the write lock, so that a second process finds it done or undone."""
+    with sqlite.translated(), engine.connect() as connection:
+        sqlite.quick_check(connection, path)
+    writing = engine.execution_options(**{sqlite.WRITES: True})
+    with sqlite.translated(), writing.begin() as connection:
+        if _version(connection) != VERSIONS[-1]:
+            # Alembic is slow to import and rarely needed.
+            from taskpass.store.migrations import upgrade
+
+            upgrade(connection, VERSIONS[-1])
+        triggers.install(connection)
+
+
+def _version(connection: Connection) -> str | None:
+    """The schema's version, or None for an empty database. Raises ``store_newer`` for one that is not known."""
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    if found not in VERSIONS:
+        raise StoreUnavailable(
+            "the store was written by a newer version of Taskpass",
+            hint="use that version; a store is not taken back to an older one",
+            code="store_newer",
+        )
+    return str(found)
+
+
+def _set_up(engine: Engine, clock: Clock, entropy: Entropy, key: Signer, create: Create | None) -> None:
+    writing = engine.execution_options(**{sqlite.WRITES: True})
+    with sqlite.translated(), writing.begin() as connection:
+        demo = connection.execute(select(installation.c.demo)).scalar()
+        if demo is None and create is None:
+            raise StoreUnavailable("the store was never set up", hint="run taskpass init", code="store_missing")
+        if demo is not None and create is not None and bool(demo) != create.demo:
+            raise Conflict("there is a store already, and only one of the two is a demo", code="store_exists")
+        if demo is None and create is not None:
+            now = clock.now()
+            identity = {"only": 1, "id": new_installation_id(entropy), "epoch": 1, "demo": create.demo}
+            connection.execute(insert(installation), {**identity, "created_at": now, "latest_seen": now})
+        known = select(audit_keys.c.id).where(audit_keys.c.id == key.key_id)
+        if connection.execute(known).first() is None:
+            connection.execute(insert(audit_keys), {"id": key.key_id, "public": key.public})

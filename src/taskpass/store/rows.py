@@ -1,0 +1,60 @@
+"""What every aggregate does with its table: insert, find by id, and advance its state in one compare-and-set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from sqlalchemy import Table, bindparam, insert, select, update
+
+from taskpass.core import machine
+from taskpass.core.errors import Conflict, InvalidInput, NotFound
+from taskpass.store.session import Row, Session
+
+S = TypeVar("S", bound=StrEnum)
+E = TypeVar("E", bound=StrEnum)
+
+
+def add(session: Session, table: Table, row: Mapping[str, Any]) -> None:
+    session.change(insert(table), row)
+
+
+def get(session: Session, table: Table, key: str, what: str) -> Row:
+    """The row; raises ``NotFound``."""
+    row = session.first(select(table).where(table.c.id == bindparam("key")), {"key": key})
+    if row is None:
+        raise NotFound(f"no such {what}")
+    return row
+
+
+def advance(
+    session: Session,
+    table: Table,
+    key: str,
+    rules: machine.Table[S, E],
+    event: E,
+    changes: Mapping[str, Any],
+    what: str,
+) -> tuple[S, S]:
+    """Apply ``event`` by ``rules`` together with ``changes``; the state before and after.
+
+    Raises ``NotFound``, ``IllegalTransition``, or ``Conflict`` if the row moved between reading and writing.
+    """
+    states = type(next(iter(rules)))
+    # FOR UPDATE is no word of SQLite, where the whole database is locked already; other engines lock the row.
+    row = session.first(select(table.c.state).where(table.c.id == bindparam("key")).with_for_update(), {"key": key})
+    if row is None:
+        raise NotFound(f"no such {what}")
+    before = states(row["state"])
+    after = machine.advance(rules, before, event)
+    moved = update(table).where(table.c.id == key, table.c.state == before.value)
+    if session.change(moved.values(state=after.value, **changes)) != 1:
+        raise Conflict(f"the {what} changed meanwhile")
+    return before, after
+
+
+def allowed(changes: Mapping[str, Any], fields: frozenset[str], what: str) -> None:
+    """Raise ``InvalidInput`` for a field that may not be changed in this way."""
+    if not changes.keys() <= fields:
+        raise InvalidInput(f"a {what} does not let that field be changed")

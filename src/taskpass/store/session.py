@@ -1,0 +1,63 @@
+"""Statements inside one unit of work: runs them, translates errors, and lets a unit that failed do nothing more.
+
+SQLite rolls a whole transaction back on some errors (full disk) and then runs the next statement outside any; other
+engines refuse everything after an error. So after the first error of the driver a unit is spent on every engine.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from sqlalchemy import Connection, Executable
+from sqlalchemy.exc import SQLAlchemyError
+
+from taskpass.core.errors import Internal, InvalidInput
+from taskpass.store import sqlite
+
+Row = Mapping[str, Any]
+Values = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+
+
+class Session:
+    """Not for other threads than the one that opened the unit of work."""
+
+    __slots__ = ("_connection", "_spent", "_writable")
+
+    def __init__(self, connection: Connection, *, writable: bool) -> None:
+        self._connection = connection
+        self._writable = writable
+        self._spent = False
+
+    @property
+    def spent(self) -> bool:
+        return self._spent
+
+    def close(self) -> None:
+        """After this the unit of work is over and its methods raise."""
+        self._spent = True
+
+    def rows(self, statement: Executable, values: Values | None = None) -> Sequence[Row]:
+        return cast("Sequence[Row]", self._run(statement, values).mappings().all())
+
+    def first(self, statement: Executable, values: Values | None = None) -> Row | None:
+        return cast("Row | None", self._run(statement, values).mappings().first())
+
+    def change(self, statement: Executable, values: Values | None = None) -> int:
+        """Run a writing statement; the number of rows it changed."""
+        if not self._writable:
+            raise Internal("a reading unit of work was asked to write")
+        return self._run(statement, values).rowcount
+
+    def _run(self, statement: Executable, values: Values | None) -> Any:
+        if self._spent:
+            raise Internal("a unit of work was used after it ended or failed")
+        try:
+            return self._connection.execute(statement, values)
+        except (SQLAlchemyError, sqlite3.Error) as error:
+            self._spent = True
+            raise sqlite.translate(error) from None
+        except (UnicodeEncodeError, OverflowError):
+            self._spent = True
+            raise InvalidInput("a value cannot be stored") from None

@@ -1,0 +1,67 @@
+"""Tasks in the store. See ``store.base.Tasks`` for the contract."""
+
+from __future__ import annotations
+
+import builtins
+
+from sqlalchemy import select
+
+from taskpass.core.clock import Instant
+from taskpass.core.ids import HumanId, RunId, TaskId
+from taskpass.core.task import TASK_TABLE, Task, TaskEvent, TaskState
+from taskpass.store import codec, rows
+from taskpass.store.session import Session
+from taskpass.store.tables import tasks
+
+
+class SqlTasks:
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def add(self, task: Task) -> None:
+        rows.add(self._session, tasks, codec.task_row(task))
+
+    def get(self, task_id: TaskId) -> Task:
+        return codec.task_of(rows.get(self._session, tasks, task_id, "task"))
+
+    def advance(self, task_id: TaskId, event: TaskEvent, at: Instant, *, reason: str) -> Task:
+        changes = {"ended_at": at, "reason": reason}
+        rows.advance(self._session, tasks, task_id, TASK_TABLE, event, changes, "task")
+        return self.get(task_id)
+
+    def list(
+        self, *, state: TaskState | None = None, run: RunId | None = None, limit: int = 200
+    ) -> builtins.list[Task]:
+        wanted = select(tasks).order_by(tasks.c.opened_at.desc(), tasks.c.id.desc()).limit(limit)
+        if state is not None:
+            wanted = wanted.where(tasks.c.state == state.value)
+        if run is not None:
+            wanted = wanted.where(tasks.c.run == run)
+        return [codec.task_of(row) for row in self._session.rows(wanted)]
+
+    def find_unattached(self, sponsor: HumanId, machine: str, repository: str) -> Task | None:
+        row = self._session.first(
+            select(tasks).where(
+                tasks.c.state == TaskState.OPEN.value,
+                tasks.c.run.is_(None),
+                tasks.c.parents == "[]",
+                tasks.c.sponsor == sponsor,
+                tasks.c.machine == machine,
+                tasks.c.repository == repository,
+            )
+        )
+        return codec.task_of(row) if row else None
+
+    def children(self, task_id: TaskId) -> builtins.list[Task]:
+        wanted = (
+            select(tasks)
+            .where(
+                tasks.c.state == TaskState.OPEN.value,
+                tasks.c.parents != "[]",
+                tasks.c.parents.contains(codec.dump(task_id), autoescape=True),
+            )
+            .order_by(tasks.c.id)
+        )
+        found = [codec.task_of(row) for row in self._session.rows(wanted)]
+        # LIKE ignores case; the ids themselves decide.
+        return [task for task in found if task_id in task.principal.parents]
