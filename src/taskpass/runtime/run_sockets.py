@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from taskpass.core.errors import NotAuthenticated
 from taskpass.core.ids import RunId
 from taskpass.identity.base import Peer
 from taskpass.identity.local import LocalAttestor, RunBinding
@@ -59,9 +60,15 @@ class RunSocketServer:
         return True
 
     def bound(self, run: RunId) -> None:
+        self._watch_init(run, self.binding(run))
+
+    def binding(self, run: RunId) -> RunBinding:
+        """What is known of the run's sandbox; ``NotAuthenticated`` for a run that is not served."""
         with self._lock:
-            binding = self._bindings[run]
-        self._watch_init(run, binding)
+            binding = self._bindings.get(run)
+        if binding is None:
+            raise NotAuthenticated("this run has ended", code="run_ended")
+        return binding
 
     def close(self, run: RunId) -> None:
         with self._lock:

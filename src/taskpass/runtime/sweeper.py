@@ -48,7 +48,7 @@ class _Job:
 class Sweeper:
     """One thread for the clockwork, a pool for closing and one for cleaning."""
 
-    def __init__(self, broker: Broker, fitness: TargetFitness, *, restore_reserve: Callable[[], None]) -> None:
+    def __init__(self, broker: Broker, fitness: TargetFitness, *, restore_reserve: Callable[[], bool]) -> None:
         self._broker = broker
         self._fitness = fitness
         self._restore_reserve = restore_reserve

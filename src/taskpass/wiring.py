@@ -1,0 +1,298 @@
+"""The composition root: the only module that joins adapters to the broker. No rules here.
+
+``assemble`` builds a broker from a directory and serves nothing; ``run_broker`` serves it until it is told to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import platform
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from taskpass.broker.context import Broker
+from taskpass.broker.reconcile import demand_known_store, take_back_unserved
+from taskpass.broker.runs import end_run
+from taskpass.broker.take_back import take_back
+from taskpass.config.credentials import read_credential
+from taskpass.config.load import load
+from taskpass.config.model import Config
+from taskpass.config.paths import operator_socket, runtime_directory
+from taskpass.core.errors import ConfigInvalid, Conflict, TaskpassError
+from taskpass.core.ids import LeaseId, RunId
+from taskpass.core.lease import Target
+from taskpass.gateways.postgres.endpoint import PostgresEndpoints
+from taskpass.identity.local import LocalAttestor
+from taskpass.issuers.base import Issuer
+from taskpass.issuers.postgres.issuer import PostgresIssuer
+from taskpass.keys import files as key_files
+from taskpass.keys import reviewer
+from taskpass.policy.cedar import CedarPolicy
+from taskpass.runtime.endpoint_peers import EndpointPeers
+from taskpass.runtime.fitness import TargetFitness
+from taskpass.runtime.holders import LeaseHolders
+from taskpass.runtime.run_sockets import RunSocketServer
+from taskpass.runtime.sweeper import Sweeper
+from taskpass.runtime.system import SystemClock, SystemEntropy, os_user
+from taskpass.runtime.watcher import ProcessWatcher
+from taskpass.server.agent_methods import AgentMethods
+from taskpass.server.changed import Changed
+from taskpass.server.line import Line, LineServers
+from taskpass.server.people_methods import PeopleMethods
+from taskpass.server.sockets import private_directory
+from taskpass.store.open import open_store
+from taskpass.store.reserve import Reserve
+from taskpass.store.unit import SqlStore
+
+AGENT_THREADS = 64
+"""Agents may wait up to 45 s in a call, so they have many; people and taking back have threads of their own."""
+PEOPLE_THREADS = 16
+
+_log = logging.getLogger("taskpass")
+
+
+class IssuerPool:
+    """One issuer per target, made when first needed: also for a target that has left the config."""
+
+    def __init__(self, config: Config, store: SqlStore) -> None:
+        self._config = config
+        with store.read() as unit:
+            self._installation = unit.installation.id
+        self._lock = threading.Lock()
+        self._made: dict[str, Issuer] = {}
+
+    def of(self, target: Target) -> Issuer:
+        key = repr(sorted(target.to_json().items(), key=lambda item: item[0]))
+        with self._lock:
+            if key not in self._made:
+                self._made[key] = self._make(target)
+            return self._made[key]
+
+    def _make(self, target: Target) -> Issuer:
+        if target.issuer != "postgres":
+            raise ConfigInvalid(f"{target.resource} names an issuer that does not exist", hint='issuer = "postgres"')
+        directory = self._config.directory
+        return PostgresIssuer(
+            target=target,
+            installation=self._installation,
+            credential=lambda: read_credential(directory, target.login),
+            clock=SystemClock(),
+            entropy=SystemEntropy(),
+        )
+
+    def configured(self) -> Mapping[str, Issuer]:
+        return {name: self.of(resource.target()) for name, resource in self._config.resources.items()}
+
+    def close(self) -> None:
+        for issuer in self._made.values():
+            issuer.close_connections()
+
+
+@dataclass
+class Assembled:
+    """A broker with everything that serves it; ``start`` and ``stop`` are its life."""
+
+    broker: Broker
+    sweeper: Sweeper
+    fitness: TargetFitness
+    servers_of_agents: LineServers
+    servers_of_people: LineServers
+    attestor: LocalAttestor
+    runs: RunSocketServer
+    watcher: ProcessWatcher
+    issuers: IssuerPool
+    store: SqlStore
+    reserve: Reserve
+    directory: Path
+    runtime: Path
+
+    def start(self) -> None:
+        """Take back what an earlier process served, then serve. Called outside the loop's thread."""
+        changed = Changed()
+        agents = AgentMethods(self.broker, changed=changed)
+        people = PeopleMethods(self.broker, changed=changed, health=self._health)
+        self.runs.handler = agents
+        self.watcher.start()
+        take_back_unserved(self.broker)
+        self._reopen_runs()
+        self.sweeper.start()
+        self.servers_of_agents.add(Line(self.runtime / "line.sock", agents, self.attestor.outside))
+        self.servers_of_people.add(Line(operator_socket(self.directory), people, self.attestor.operator))
+
+    def _reopen_runs(self) -> None:
+        with self.broker.store.read() as unit:
+            runs = unit.runs.unended()
+        for run in runs:
+            try:
+                served = self.runs.reopen(run)
+            except TaskpassError:
+                served = False
+            if not served:
+                end_run(self.broker, run.id, reason="gone_while_broker_was_away")
+
+    def _health(self) -> Mapping[str, object]:
+        fitness = self.fitness.results()
+        return {
+            "resources": {
+                name: {
+                    "environment": issuer.target.environment.value,
+                    "fit": None if name not in fitness else fitness[name].error is None,
+                    "error": None if name not in fitness else _error(fitness[name].error),
+                    "findings": [
+                        {"check": f.check, "severity": f.severity.value, "message": f.message, "fix": f.fix}
+                        for f in (fitness[name].findings if name in fitness else ())
+                    ],
+                }
+                for name, issuer in self.broker.issuers.items()
+            },
+            "foreign_roles": list(self.sweeper.reconciled.foreign),
+            "unreachable": dict(self.sweeper.reconciled.unreachable),
+            "store_is_copy": _is_copy(self.store),
+            "reserve_held": self.reserve.held,
+            "pid": os.getpid(),
+        }
+
+    def stop(self) -> None:
+        """End every stream and close what can be closed now; what is left is found at the next start."""
+        take_back_unserved(self.broker)
+        self.sweeper.tick()
+        self.sweeper.stop()
+        self.watcher.stop()
+        self.issuers.close()
+        self.store.close()
+
+
+def _is_copy(store: SqlStore) -> bool:
+    return store.witness is not None and store.witness.contradicted
+
+
+def _error(error: TaskpassError | None) -> dict[str, object] | None:
+    return None if error is None else error.to_json()
+
+
+def assemble(directory: Path, loop: asyncio.AbstractEventLoop, *, runtime: Path | None = None) -> Assembled:
+    """Load, open and join everything; serves nothing yet. ``loop`` must be running in another thread by ``start``."""
+    clock, entropy = SystemClock(), SystemEntropy()
+    config = load(directory)
+    policy = CedarPolicy.load(config.policy_directory, groups=config.people.groups)
+    store = open_store(
+        config.broker.store, clock=clock, entropy=entropy, audit_key=key_files.load(directory / "keys", key_files.AUDIT)
+    )
+    runtime = private_directory(runtime or runtime_directory())
+    root = config.broker.allow_root_agents
+    attestor = LocalAttestor(directory.resolve(), allow_root=root)
+    issuers, watcher, reserve = IssuerPool(config, store), ProcessWatcher(), Reserve(directory / "reserve")
+    servers_of_agents = LineServers(loop, ThreadPoolExecutor(AGENT_THREADS, thread_name_prefix="agent"))
+    broker: Broker
+
+    def lease_holder_ended(lease: LeaseId) -> None:
+        take_back(broker, [lease], reason="process_ended", actor="broker")
+        sweeper.wake()
+
+    def run_ended(run: RunId) -> None:
+        threading.Thread(target=end_run, args=(broker, run), kwargs={"reason": "process_ended"}, name="end-run").start()
+
+    runs = RunSocketServer(servers_of_agents, runtime, attestor, watcher, run_ended)
+
+    def known_store(issuer: Issuer) -> None:
+        if _is_copy(store):
+            raise Conflict(
+                "the store is not the one that was here before: a restored or changed copy",
+                hint="nothing is issued; revoking works; an operator looks at taskpass doctor",
+                code="store_restored",
+            )
+        demand_known_store(broker, issuer, issuer.inventory())
+
+    fitness = TargetFitness(issuers.configured(), known_store)
+    broker = Broker(
+        store=store,
+        policy=policy,
+        issuers=issuers.configured(),
+        issuer_of=issuers.of,
+        endpoints=PostgresEndpoints(loop, entropy=entropy, check_peer=EndpointPeers(runs, allow_root=root)),
+        holders=LeaseHolders(watcher, lease_holder_ended),
+        run_sockets=runs,
+        fitness=fitness,
+        config=config,
+        clock=clock,
+        entropy=entropy,
+        machine=platform.node() or "unnamed",
+        verify_signature=reviewer.verify,
+        os_user=os_user,
+        release_reserve=reserve.release,
+        runtime_directory=str(runtime),
+    )
+    sweeper = Sweeper(broker, fitness, restore_reserve=reserve.restore)
+    return Assembled(
+        broker=broker,
+        sweeper=sweeper,
+        fitness=fitness,
+        servers_of_agents=servers_of_agents,
+        servers_of_people=LineServers(loop, ThreadPoolExecutor(PEOPLE_THREADS, thread_name_prefix="people")),
+        attestor=attestor,
+        runs=runs,
+        watcher=watcher,
+        issuers=issuers,
+        store=store,
+        reserve=reserve,
+        directory=directory,
+        runtime=runtime,
+    )
+
+
+def run_broker(directory: Path, *, runtime: Path | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code. Raises ``TaskpassError`` if it cannot start."""
+    directory = directory.resolve()
+    private_directory(directory / "run")
+    with _only_broker(directory / "run" / "lock"), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_serve(directory, runtime))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop
+    return uvloop.new_event_loop
+
+
+async def _serve(directory: Path, runtime: Path | None) -> int:
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    assembled = await asyncio.to_thread(assemble, directory, loop, runtime=runtime)
+    await asyncio.to_thread(assembled.start)
+    print(f"taskpass is up: {directory}", file=sys.stderr, flush=True)  # noqa: T201 - the one word of an operator's start
+    await stop.wait()
+    print("taskpass is going down: closing what is open", file=sys.stderr, flush=True)  # noqa: T201
+    await assembled.servers_of_agents.close()
+    await assembled.servers_of_people.close()
+    await asyncio.to_thread(assembled.stop)
+    return 0
+
+
+@contextlib.contextmanager
+def _only_broker(lock: Path) -> Generator[None]:
+    """Two brokers on one directory would each think that it alone serves the endpoints: the second is refused."""
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise Conflict(
+            "another broker runs on this directory", hint="stop it, or use another TASKPASS_DIR", code="broker_running"
+        ) from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
