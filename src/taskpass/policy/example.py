@@ -119,7 +119,10 @@ def _fact(given: Mapping[str, object], name: str) -> Fact:
     fields = cast("Mapping[str, object]", value if isinstance(value, Mapping) else {})
     if set(fields) != {"value", "provenance"}:
         raise InvalidInput(f"{name} must be text, or have the two fields value and provenance")
-    return Fact(_text(fields, "value"), _choice(fields, "provenance", {item.word: item for item in Provenance}))
+    try:
+        return Fact(_text(fields, "value"), _choice(fields, "provenance", {item.word: item for item in Provenance}))
+    except InvalidInput as error:
+        raise InvalidInput(f"{name}: {error.message}") from None
 
 
 def _claimed(given: Mapping[str, object]) -> Mapping[str, str]:
@@ -132,7 +135,10 @@ def _claimed(given: Mapping[str, object]) -> Mapping[str, str]:
 
 def _manifest(given: Mapping[str, object], level: Level) -> Manifest:
     names = _list(given["tables"])
-    objects = [_object(number, pattern(name), level) for number, name in enumerate(names, start=1)]
+    try:
+        objects = [_object(number, pattern(name), level) for number, name in enumerate(names, start=1)]
+    except InvalidInput as error:
+        raise InvalidInput(f"tables: {error.message}", hint=error.hint) from None
     return Manifest("0", 1, "example", level, tuple(objects))
 
 

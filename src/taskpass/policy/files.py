@@ -42,20 +42,26 @@ def read_trusted(path: Path) -> bytes:
     """The bytes of ``path``, a plain file of ours or root's that nobody else can write."""
     try:
         handle = os.open(path, _OPEN)
+        try:
+            _demand_trusted_file(path.name, os.fstat(handle))
+            with os.fdopen(handle, "rb", closefd=False) as file:
+                data = file.read(MAX_BYTES + 1)
+        finally:
+            os.close(handle)
     except OSError:
         raise PolicyInvalid(f"{path.name} cannot be read, or is a link") from None
-    with os.fdopen(handle, "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise PolicyInvalid(f"{path.name} is not a plain file")
-        if not _ours(found) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            raise PolicyInvalid(
-                f"others can change {path.name}", hint="make it belong to the broker's user, and run chmod go-w on it"
-            )
-        data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise PolicyInvalid(f"{path.name} is larger than a policy file may be")
     return data
+
+
+def _demand_trusted_file(name: str, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise PolicyInvalid(f"{name} is not a plain file")
+    if not _ours(found) or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PolicyInvalid(
+            f"others can change {name}", hint="make it belong to the broker's user, and run chmod go-w on it"
+        )
 
 
 def read_text(path: Path) -> str:
