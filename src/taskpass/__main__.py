@@ -1,6 +1,4 @@
-"""``python -m taskpass``: what ``bin/taskpass`` starts, isolated."""
-
-from __future__ import annotations
+"""``python -I -m taskpass``: the command without its script."""
 
 import sys
 
