@@ -18,8 +18,8 @@ from taskpass.core.ids import RunId
 from taskpass.core.separation import Separation
 from taskpass.identity import namespaces, peer
 from taskpass.identity.local import LocalAttestor, RunBinding
-from taskpass.identity.process import Process, ancestors
 from taskpass.identity.probe import probe
+from taskpass.identity.process import Process, ancestors
 
 RUN = RunId("run_01j00000000000000000000000")
 ME = os.getuid()

@@ -1,8 +1,8 @@
 """The line protocol: newline-delimited JSON over Unix sockets whose peers the kernel names.
 
 One request a line: ``{"id": n, "method": "...", "params": {...}}``; one answer a line, in the order of the requests:
-``{"id": n, "result": {...}}`` or ``{"id": n, "error": {"code", "message", "hint", "retryable"}}``. A request that
-cannot be read is answered once and ends its connection. Handlers are plain functions and run in threads.
+``{"id": n, "result": {...}}`` or ``{"id": n, "error": {"code", "message", "hint", "retryable", "family"}}``. A
+request that cannot be read is answered once and ends its connection. Handlers are plain functions and run in threads.
 
 Not for: HTTP (``agent.sock`` has a server of its own), or for deciding anything about a caller.
 """
@@ -295,7 +295,8 @@ def _peer_gone() -> NotAuthenticated:
 
 
 def _failure(number: int | None, error: TaskpassError) -> Params:
-    return {"id": number, "error": error.to_json()}
+    # The code may be more precise than its class; the family lets a client find the class and its exit code.
+    return {"id": number, "error": {**error.to_json(), "family": error.default_code}}
 
 
 def _internal(where: str, error: Exception) -> Internal:

@@ -115,6 +115,7 @@ def test_an_error_of_ours_has_its_stable_shape_and_the_connection_stays(servers,
             "message": "policy does not permit this",
             "hint": "ask for less",
             "retryable": False,
+            "family": "denied",
         }
         assert talk.call("yes", 2) == {"id": 2, "result": {}}
 

@@ -1,0 +1,65 @@
+"""Run one command in place of ourselves: terminal, signals and exit code pass through. Standard library only.
+
+The child stays in our process group, so the terminal reaches both of us: what the kernel sends (Ctrl-C, Ctrl-Z, a new
+window size, hang-up) the child has already got, and only what another *process* sends to us is passed on. Not for
+output that must be masked: that needs a pipe and is somebody else's work.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping, Sequence
+
+NOT_FOUND = 127
+NOT_EXECUTABLE = 126
+
+FORWARDED = frozenset(
+    {
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+        signal.SIGQUIT,
+        signal.SIGWINCH,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+    }
+)
+
+
+def run_child(command: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run ``command`` to its end and return its exit code, 128 + n for signal n; 127 not found, 126 not executable.
+
+    To be called from the main thread, before other threads start: they inherit the signals that are held back here.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*FORWARDED, signal.SIGCHLD})
+    # A parent that ignores SIGCHLD hands that down, and then no child could be waited for.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        # Python ignores SIGPIPE and SIGXFSZ for itself; the child gets the usual behaviour back.
+        child = os.posix_spawnp(
+            command[0],
+            list(command),
+            dict(environment),
+            setsigmask=before,
+            setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
+        )
+        return wait_for(child)
+    except (FileNotFoundError, NotADirectoryError):
+        return NOT_FOUND
+    except OSError:
+        return NOT_EXECUTABLE
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def wait_for(child: int) -> int:
+    """Wait until ``child`` ends, passing signals on; the signals must be blocked already. The exit code."""
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
+        received = signal.sigwaitinfo({*FORWARDED, signal.SIGCHLD})
+        if received.si_signo != signal.SIGCHLD and received.si_code <= 0:
+            os.kill(child, received.si_signo)
