@@ -2,6 +2,10 @@
 
 Each part of a request is evaluated twice, the answers are combined by ``core.decision``, the strictest part is the
 answer for the whole, and the floor comes last. Every way in which Cedar does not say *Allow* is a deny; nothing raises.
+
+An evaluation costs about 0.1 ms for each part. Most bundles cannot tell two tables of a schema apart (``policy.bundle``
+proves it while loading), and then each schema is a part; only a bundle that can is asked about each table, and about at
+most ``MAX_OBJECTS`` of them, because rules about tables must not be evaded by asking for many.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from taskpass.core.errors import TaskpassError
 from taskpass.core.ids import HumanId
 from taskpass.core.scope import Level
 from taskpass.policy import bundle as bundles
-from taskpass.policy.base import Question
+from taskpass.policy.base import MAX_OBJECTS, Question
 from taskpass.policy.bundle import ENGINE, Bundle, Groups, demand_groups
 from taskpass.policy.entities import Asked, ask
 from taskpass.policy.words import one_line
@@ -63,9 +67,13 @@ class CedarPolicy:
     def judge(self, question: Question) -> tuple[Decision, tuple[Judged, ...]]:
         """The answer together with how each part was judged, for operators."""
         try:
-            asked = ask(question, self._groups)
+            asked = ask(question, self._groups, by_schema=not self.bundle.tells_tables_apart)
+            if not asked.parts:
+                return self._deny("nothing_asked"), ()
+            if len(asked.parts) > MAX_OBJECTS:
+                return self._deny("too_many_objects"), ()
             parts = self._parts(asked)
-            decision = floor(self._whole(asked, parts), question.environment, writes=question.level is not Level.READ)
+            decision = floor(self._whole(parts), question.environment, writes=question.level is not Level.READ)
             return self._answerable(decision, question), parts
         except TaskpassError as error:
             return self._deny("policy_error", error.message), ()
@@ -114,11 +122,7 @@ class CedarPolicy:
         codes = sorted({code for name in second.policies if (code := self.bundle.rules[name].terms.reason_code)})
         return replace(decision, code=codes[0]) if codes else decision
 
-    def _whole(self, asked: Asked, parts: tuple[Judged, ...]) -> Decision:
-        if not parts:
-            return self._deny("nothing_asked", "")
-        if asked.by_schema and self.bundle.tells_tables_apart:
-            return self._deny("too_many_objects", "a policy tells tables apart, and more were asked than are decided")
+    def _whole(self, parts: tuple[Judged, ...]) -> Decision:
         lowest = min(part.decision.outcome for part in parts)
         strict = [part for part in parts if part.decision.outcome is lowest]
         return Decision(
@@ -149,8 +153,7 @@ class CedarPolicy:
             return replace(decision, outcome=Outcome.DENY, code="too_few_approvers")
         return decision
 
-    def _deny(self, code: str, error: str) -> Decision:
-        errors = (error,) if error else ()
+    def _deny(self, code: str, *errors: str) -> Decision:
         return Decision(Outcome.DENY, code, Obligations(), (), errors, ENGINE, self._snapshot)
 
 

@@ -16,7 +16,7 @@ from taskpass.core.ids import HumanId
 from taskpass.core.manifest import Manifest
 from taskpass.core.provenance import Fact
 from taskpass.core.separation import Environment
-from taskpass.policy.base import MAX_OBJECTS, Question
+from taskpass.policy.base import Question
 
 CLAIMED = ("reason",)
 """The caller's words that a policy can read; the schema declares the same. No policy sees others."""
@@ -39,7 +39,6 @@ class Asked:
     principal: Json
     action: Json
     parts: tuple[Part, ...]
-    by_schema: bool
     entities: str
     contexts: tuple[str, str]
 
@@ -60,12 +59,14 @@ class _Object:
     name: str
 
 
-def ask(question: Question, groups: Mapping[str, frozenset[HumanId]]) -> Asked:
-    """``question`` for Cedar; raises ``InvalidInput`` if its resource has a name that would make ids ambiguous."""
+def ask(question: Question, groups: Mapping[str, frozenset[HumanId]], *, by_schema: bool) -> Asked:
+    """``question`` for Cedar: a part for each table, or with ``by_schema`` for each schema of those tables.
+
+    Raises ``InvalidInput`` if the resource has a name that would make ids ambiguous.
+    """
     if "/" in question.resource or not question.resource:
         raise InvalidInput("a resource's name must not be empty or hold a slash")
     objects = _objects(question.manifest)
-    by_schema = len(objects) > MAX_OBJECTS
     schemas = sorted({item.schema for item in objects})
     parts = (
         tuple(Part(f"{name}.*", _schema_uid(question, name)) for name in schemas)
@@ -77,7 +78,6 @@ def ask(question: Question, groups: Mapping[str, frozenset[HumanId]]) -> Asked:
         principal=_uid("Agent", question.task.principal.spiffe_id),
         action=_uid("Action", question.level.value),
         parts=parts,
-        by_schema=by_schema,
         entities=json.dumps(entities),
         contexts=(json.dumps(_context(question, approved=False)), json.dumps(_context(question, approved=True))),
     )

@@ -52,7 +52,7 @@ def test_parts_are_not_named_when_all_are_alike(directory):
 
 
 def test_only_so_many_parts_are_named(directory):
-    directory.write("case.cedar", LENIENT + NO_HR)
+    directory.write("case.cedar", LENIENT + NO_HR + NO_SECRETS)
     answer = directory.engine().decide(question({"tables": [*many(30, "hr"), "public.orders"]}))
     assert len(answer.parts) == 21
     assert answer.parts[-1] == "and 10 more"
@@ -78,11 +78,19 @@ def test_five_hundred_tables_are_decided_by_their_schemas(directory):
     assert (answer.outcome, answer.parts) == (Outcome.DENY, ("hr.*",))
 
 
-def test_the_limit_itself_is_decided_by_tables(directory):
-    directory.write("case.cedar", LENIENT)
+def test_the_limit_itself_is_still_decided_by_tables(directory):
+    directory.write("case.cedar", LENIENT + NO_SECRETS)
     engine = directory.engine()
-    assert len(engine.judge(question({"tables": many(MAX_OBJECTS)}))[1]) == MAX_OBJECTS
-    assert len(engine.judge(question({"tables": many(MAX_OBJECTS + 1)}))[1]) == 1
+    answer, parts = engine.judge(question({"tables": many(MAX_OBJECTS)}))
+    assert answer.outcome is Outcome.PERMIT
+    assert len(parts) == MAX_OBJECTS
+    assert engine.decide(question({"tables": many(MAX_OBJECTS + 1)})).code == "too_many_objects"
+
+
+def test_more_schemas_than_are_decided_are_denied(directory):
+    directory.write("case.cedar", LENIENT)
+    schemas = [f"s{number}.t" for number in range(MAX_OBJECTS + 1)]
+    assert directory.engine().decide(question({"tables": schemas})).code == "too_many_objects"
 
 
 @pytest.mark.parametrize(
