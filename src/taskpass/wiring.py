@@ -80,14 +80,8 @@ class IssuerPool:
     def _make(self, target: Target) -> Issuer:
         if target.issuer != "postgres":
             raise ConfigInvalid(f"{target.resource} names an issuer that does not exist", hint='issuer = "postgres"')
-        directory = self._config.directory
-        return PostgresIssuer(
-            target=target,
-            installation=self._installation,
-            credential=lambda: read_credential(directory, target.login),
-            clock=SystemClock(),
-            entropy=SystemEntropy(),
-        )
+        login = read_credential(self._config.directory, target.login)
+        return PostgresIssuer(target, self._installation, login.password, clock=SystemClock(), entropy=SystemEntropy())
 
     def configured(self) -> Mapping[str, Issuer]:
         return {name: self.of(resource.target()) for name, resource in self._config.resources.items()}
