@@ -238,7 +238,7 @@ def test_one_more_permit_never_removes_a_question_or_a_duty(engine_of, rules, pe
     before = engine_of(numbered).decide(question(fields))
     after = engine_of([*numbered, (99, ("permit", *permit[1:]))]).decide(question(fields))
     assert after.outcome is not Outcome.PERMIT
-    if before.outcome is Outcome.NEEDS_APPROVAL:
+    if Outcome.DENY not in (before.outcome, after.outcome):
         assert no_looser(after.obligations, before.obligations)
 
 
@@ -248,7 +248,7 @@ def test_a_whole_is_as_strict_as_its_parts_together(engine_of, rules, fields):
     engine = engine_of(list(enumerate(rules)))
     whole = engine.decide(question(fields))
     alone = [engine.decide(question(fields | {"tables": [name]})) for name in fields["tables"]]
-    assert whole.outcome <= min((answer.outcome for answer in alone), default=Outcome.DENY)
+    assert whole.outcome is min((answer.outcome for answer in alone), default=Outcome.DENY)
     for answer in alone:
         assert no_looser(whole.obligations, answer.obligations)
 

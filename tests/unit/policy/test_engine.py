@@ -259,12 +259,13 @@ def answers(decision, reasons=(), annotations=None, errors=()):
     "raw",
     [
         answers("NoDecision"),
+        answers("Allow"),
         answers("Allow", ["policy99"], {}),
         answers("Allow", ["policy0"], {"policy0": "not-in-the-bundle"}),
         answers("Allow", ["policy0"], {"policy0": "dev-read"}, ["policy1 failed"]),
         answers("Maybe"),
     ],
-    ids=["no decision", "nameless policy", "foreign policy", "an error beside it", "unknown word"],
+    ids=["no decision", "allowed by none", "nameless policy", "foreign policy", "an error beside it", "unknown word"],
 )
 def test_an_answer_that_is_not_a_plain_allow_by_known_policies_is_a_deny(shipped, monkeypatch, raw):
     engine = shipped.engine()

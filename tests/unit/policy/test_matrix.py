@@ -138,7 +138,8 @@ def test_the_guards_hold_without_the_floor(shipped):
     """The floor in code and the shipped guard are two separate defences; this one looks at the guard alone."""
     shipped.write("zz-lenient.cedar", LENIENT)
     _, [part] = shipped.engine().judge(question({"environment": "production", "ticket": "OPS-1"}))
-    assert part.decision.outcome is Outcome.NEEDS_APPROVAL
+    assert not part.unapproved.allowed
+    assert part.approved.allowed
 
 
 def test_the_floor_holds_without_the_guards(shipped):
