@@ -9,6 +9,30 @@
 -- Errors: TP001 malformed argument, TP002 caller not enrolled, TP003 above the ceiling, TP004 object changed or gone,
 -- TP005 rights are not exactly the wanted ones, TP006 the lease's state does not allow it.
 
+-- Run it while connected to that database, as a superuser, or (16 and later) as
+-- the owner of the database and its tables with CREATEROLE. It may be run again.
+BEGIN;
+SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL lock_timeout = '10s';
+
+DO $do$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'taskpass_kit') THEN
+        CREATE ROLE taskpass_kit NOLOGIN CREATEROLE;
+    END IF;
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'taskpass_kit'
+                  AND (rolsuper OR rolcanlogin OR rolcreatedb OR rolreplication OR rolbypassrls OR NOT rolcreaterole)) THEN
+        RAISE EXCEPTION 'taskpass: there is a role taskpass_kit that is not NOLOGIN CREATEROLE only';
+    END IF;
+    -- An administrator who is not a superuser needs the role while the routines are handed to it; ends below.
+    IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+        IF current_setting('server_version_num')::integer >= 160000 THEN
+            EXECUTE 'GRANT taskpass_kit TO CURRENT_USER WITH INHERIT TRUE, SET TRUE';
+        ELSE
+            EXECUTE 'GRANT taskpass_kit TO CURRENT_USER';
+        END IF;
+    END IF;
+END $do$;
+
 CREATE SCHEMA IF NOT EXISTS taskpass;
 REVOKE ALL ON SCHEMA taskpass FROM PUBLIC;
 
@@ -37,12 +61,14 @@ CREATE TABLE IF NOT EXISTS taskpass.ceiling (
 
 -- One row per lease that was ever issued or closed here. A closing lease can never be enabled again, and a close that
 -- comes before a late issue leaves a row that refuses it. The row lock orders issue, enable and close of one lease.
+-- head_seq is the highest audit number that came with an effect: a broker that knows less was restored from a backup.
 CREATE TABLE IF NOT EXISTS taskpass.lease (
     installation text NOT NULL,
     lease        text NOT NULL,
     state        text NOT NULL CHECK (state IN ('created', 'enabled', 'closing', 'sealed', 'cleaned')),
     role         oid,
     rights       jsonb NOT NULL DEFAULT '[]',
+    head_seq     bigint NOT NULL DEFAULT 0,
     started_at   timestamptz,
     changed_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (installation, lease)
@@ -83,15 +109,23 @@ BEGIN
     RETURN 'tp_' || taskpass.caller() || '_' || substr(lease, 5);
 END $kit$;
 
-CREATE OR REPLACE FUNCTION taskpass.demand(verifier text, head text) RETURNS void
+CREATE OR REPLACE FUNCTION taskpass.demand_verifier(verifier text) RETURNS void
 LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $kit$
 BEGIN
-    IF verifier IS NULL OR verifier !~ '^SCRAM-SHA-256\$[1-9][0-9]{0,6}:[A-Za-z0-9+/]{22,}={0,2}\$[A-Za-z0-9+/]{43}=:[A-Za-z0-9+/]{43}=$' THEN
+    IF verifier IS NULL
+       OR verifier !~ '^SCRAM-SHA-256[$][1-9][0-9]{0,6}:[A-Za-z0-9+/]{22,}={0,2}[$][A-Za-z0-9+/]{43}=:[A-Za-z0-9+/]{43}=$' THEN
         RAISE EXCEPTION 'taskpass: only a SCRAM-SHA-256 verifier is accepted' USING ERRCODE = 'TP001';
     END IF;
-    IF head IS NULL OR head !~ '^[0-9a-z:._-]{0,160}$' THEN
+END $kit$;
+
+-- The number in an audit head ("<number>:<hash>"); 0 for an empty one.
+CREATE OR REPLACE FUNCTION taskpass.seq(head text) RETURNS bigint
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $kit$
+BEGIN
+    IF head IS NULL OR head !~ '^([0-9]{1,18}:[0-9a-z:]{1,140})?$' THEN
         RAISE EXCEPTION 'taskpass: not an audit head' USING ERRCODE = 'TP001';
     END IF;
+    RETURN coalesce(nullif(split_part(head, ':', 1), ''), '0')::bigint;
 END $kit$;
 
 -- A frozen snapshot would count leases and read the ceiling as they were.
@@ -324,7 +358,7 @@ BEGIN
 END $kit$;
 
 -- Makes or re-keys the role of a lease, without login. Rights may be empty (a rehearsal).
-CREATE OR REPLACE FUNCTION taskpass.make(lease text, rights jsonb, verifier text, seconds integer, connections integer)
+CREATE OR REPLACE FUNCTION taskpass.make(lease text, rights jsonb, verifier text, seconds integer, connections integer, head text)
 RETURNS oid
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET datestyle = 'ISO' AS $kit$
 DECLARE
@@ -367,7 +401,8 @@ BEGIN
     EXECUTE format('ALTER ROLE %I NOLOGIN CONNECTION LIMIT %s PASSWORD %L VALID UNTIL %L', lease_role, connections, verifier, until);
     PERFORM taskpass.demand_exact(lease_oid, CASE WHEN modern THEN NULL ELSE rights END);
     PERFORM taskpass.demand_membership(lease_oid, (SELECT oid FROM pg_roles WHERE rolname = holder));
-    UPDATE taskpass.lease l SET role = lease_oid, state = 'created', changed_at = clock_timestamp()
+    UPDATE taskpass.lease l SET role = lease_oid, state = 'created', changed_at = clock_timestamp(),
+           head_seq = greatest(l.head_seq, taskpass.seq(head))
      WHERE l.installation = known.installation AND l.lease = known.lease;
     RETURN lease_oid;
 END $kit$;
@@ -382,7 +417,7 @@ DECLARE
     wanted jsonb := taskpass.canonical(rights);
     made oid;
 BEGIN
-    PERFORM taskpass.demand(verifier, head);
+    PERFORM taskpass.demand_verifier(verifier);
     PERFORM taskpass.demand_fresh_snapshots();
     IF jsonb_array_length(wanted) = 0 OR connections IS NULL OR connections NOT BETWEEN 1 AND 50 THEN
         RAISE EXCEPTION 'taskpass: nothing to grant, or not 1 to 50 connections' USING ERRCODE = 'TP001';
@@ -390,7 +425,7 @@ BEGIN
     LOCK TABLE taskpass.gate IN EXCLUSIVE MODE;
     PERFORM taskpass.hold(wanted);
     PERFORM taskpass.demand_below_ceiling(lease, wanted, seconds);
-    made := taskpass.make(lease, wanted, verifier, seconds, connections);
+    made := taskpass.make(lease, wanted, verifier, seconds, connections, head);
     RAISE LOG 'taskpass: issue installation=% lease=% seconds=% objects=% head=%',
         taskpass.caller(), lease, seconds, jsonb_array_length(wanted), head;
     RETURN made;
@@ -407,9 +442,6 @@ DECLARE
     lived integer;
 BEGIN
     PERFORM taskpass.demand_fresh_snapshots();
-    IF head IS NULL OR head !~ '^[0-9a-z:._-]{0,160}$' THEN
-        RAISE EXCEPTION 'taskpass: not an audit head' USING ERRCODE = 'TP001';
-    END IF;
     SELECT * INTO known FROM taskpass.lease l WHERE l.installation = taskpass.caller() AND l.lease = enable.lease FOR UPDATE;
     IF known.state IS NULL OR known.state NOT IN ('created', 'enabled') OR known.rights = '[]'
        OR known.role IS DISTINCT FROM (SELECT oid FROM pg_roles WHERE rolname = lease_role) THEN
@@ -419,7 +451,7 @@ BEGIN
     PERFORM taskpass.demand_below_ceiling(lease, known.rights, lived + seconds);
     EXECUTE format('ALTER ROLE %I LOGIN VALID UNTIL %L', lease_role, until);
     UPDATE taskpass.lease l SET state = 'enabled', changed_at = clock_timestamp(),
-           started_at = coalesce(known.started_at, clock_timestamp())
+           started_at = coalesce(known.started_at, clock_timestamp()), head_seq = greatest(l.head_seq, taskpass.seq(head))
      WHERE l.installation = known.installation AND l.lease = known.lease;
     RAISE LOG 'taskpass: enable installation=% lease=% seconds=% head=%', known.installation, lease, seconds, head;
     RETURN until;
@@ -435,11 +467,13 @@ DECLARE
     lease_role name := taskpass.role_of(lease);
     stranger record;
 BEGIN
-    PERFORM taskpass.demand(verifier, head);
+    PERFORM taskpass.demand_verifier(verifier);
     PERFORM taskpass.demand_fresh_snapshots();
     busy := false;
-    INSERT INTO taskpass.lease AS l (installation, lease, state) VALUES (taskpass.caller(), close.lease, 'closing')
-        ON CONFLICT ON CONSTRAINT lease_pkey DO UPDATE SET state = 'closing', changed_at = clock_timestamp()
+    INSERT INTO taskpass.lease AS l (installation, lease, state, head_seq)
+        VALUES (taskpass.caller(), close.lease, 'closing', taskpass.seq(head))
+        ON CONFLICT ON CONSTRAINT lease_pkey DO UPDATE SET state = 'closing', changed_at = clock_timestamp(),
+            head_seq = greatest(l.head_seq, excluded.head_seq)
         RETURNING l.role INTO role;
     SELECT coalesce((SELECT r.oid FROM pg_roles r WHERE r.rolname = lease_role), role),
            EXISTS (SELECT FROM pg_roles r WHERE r.rolname = lease_role) INTO role, present;
@@ -461,22 +495,22 @@ BEGIN
     RAISE LOG 'taskpass: close installation=% lease=% present=% busy=% head=%', taskpass.caller(), lease, present, busy, head;
 END $kit$;
 
--- Ends the sessions that are listed under the role's number and returns how many there were.
-CREATE OR REPLACE FUNCTION taskpass.sweep(lease text) RETURNS integer
+-- Ends the sessions that are listed under the role's number and returns their process ids.
+CREATE OR REPLACE FUNCTION taskpass.sweep(lease text) RETURNS integer[]
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $kit$
 DECLARE
     lease_oid oid := (SELECT oid FROM pg_roles WHERE rolname = taskpass.role_of(lease));
-    listed integer;
+    listed integer[];
 BEGIN
     IF lease_oid IS NULL THEN
-        -- Only a superuser can end the sessions of a role that somebody dropped, so they are counted only.
-        SELECT count(*) INTO listed FROM pg_stat_activity a JOIN taskpass.lease l ON l.role = a.usesysid
+        -- Only a superuser can end the sessions of a role that somebody dropped, so they are only shown.
+        SELECT array_agg(a.pid) INTO listed FROM pg_stat_activity a JOIN taskpass.lease l ON l.role = a.usesysid
          WHERE l.installation = taskpass.caller() AND l.lease = sweep.lease;
     ELSE
-        SELECT count(*) INTO listed FROM (SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a
-         WHERE a.usesysid = lease_oid OFFSET 0) AS ended;
+        SELECT array_agg(e.pid) INTO listed FROM (SELECT a.pid, pg_terminate_backend(a.pid) FROM pg_stat_activity a
+         WHERE a.usesysid = lease_oid OFFSET 0) AS e;
     END IF;
-    RETURN listed;
+    RETURN coalesce(listed, '{}');
 END $kit$;
 
 -- Gives the role of a closing lease to the calling login, which needs it to end starting sessions (SET ROLE) and to roll
@@ -533,7 +567,8 @@ BEGIN
     LOCK TABLE taskpass.gate IN EXCLUSIVE MODE;
     PERFORM FROM taskpass.lease l WHERE l.installation = taskpass.caller() AND l.lease = clean.lease
         AND l.state IN ('sealed', 'cleaned') FOR UPDATE;
-    IF NOT FOUND THEN
+    IF NOT FOUND AND (EXISTS (SELECT FROM pg_roles r WHERE r.rolname = lease_role)
+                      OR EXISTS (SELECT FROM taskpass.lease l WHERE l.installation = taskpass.caller() AND l.lease = clean.lease)) THEN
         RAISE EXCEPTION 'taskpass: only a sealed lease is cleaned' USING ERRCODE = 'TP006';
     END IF;
     SELECT r.oid INTO lease_oid FROM pg_roles r WHERE r.rolname = lease_role;
@@ -562,15 +597,18 @@ BEGIN
     PERFORM taskpass.drop_unused();
     UPDATE taskpass.lease l SET state = 'cleaned', changed_at = clock_timestamp(), rights = '[]'
      WHERE l.installation = taskpass.caller() AND l.lease = clean.lease;
-    -- A week is longer than any effect can be late.
+    -- A week is longer than any effect can be late. The highest audit number is kept.
     DELETE FROM taskpass.lease l WHERE l.installation = taskpass.caller() AND l.state = 'cleaned'
-        AND l.changed_at < clock_timestamp() - interval '7 days';
+        AND l.changed_at < clock_timestamp() - interval '7 days'
+        AND l.head_seq < (SELECT max(o.head_seq) FROM taskpass.lease o WHERE o.installation = taskpass.caller());
     cleaned := true;
 END $kit$;
 
-CREATE OR REPLACE FUNCTION taskpass.epoch() RETURNS bigint
+-- The highest epoch and audit number of the caller's installation that came here.
+CREATE OR REPLACE FUNCTION taskpass.seen(OUT epoch bigint, OUT audit_seq bigint)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $kit$
-    SELECT b.epoch FROM taskpass.broker b WHERE b.installation = taskpass.caller()
+    SELECT b.epoch, (SELECT coalesce(max(l.head_seq), 0) FROM taskpass.lease l WHERE l.installation = b.installation)
+      FROM taskpass.broker b WHERE b.installation = taskpass.caller()
 $kit$;
 
 -- Raises the epoch; never lowers it.
@@ -584,10 +622,10 @@ $kit$;
 CREATE OR REPLACE FUNCTION taskpass.rehearse(lease text, verifier text, head text) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $kit$
 BEGIN
-    PERFORM taskpass.demand(verifier, head);
+    PERFORM taskpass.demand_verifier(verifier);
     PERFORM taskpass.demand_fresh_snapshots();
     LOCK TABLE taskpass.gate IN EXCLUSIVE MODE;
-    PERFORM taskpass.make(lease, '[]', verifier, 60, 2);
+    PERFORM taskpass.make(lease, '[]', verifier, 60, 2, head);
     EXECUTE format('ALTER ROLE %I LOGIN', taskpass.role_of(lease));
     RAISE LOG 'taskpass: rehearse installation=% lease=% head=%', taskpass.caller(), lease, head;
 END $kit$;
@@ -596,3 +634,16 @@ CREATE OR REPLACE FUNCTION taskpass.version() RETURNS integer
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $kit$
     SELECT max(v.version) FROM taskpass.kit_version v
 $kit$;
+
+-- The routines run as taskpass_kit and are nobody's to call until they are granted.
+GRANT CREATE ON SCHEMA taskpass TO taskpass_kit;
+DO $do$ DECLARE
+    routine regprocedure;
+BEGIN
+    FOR routine IN SELECT p.oid::regprocedure FROM pg_proc p WHERE p.pronamespace = 'taskpass'::regnamespace LOOP
+        EXECUTE format('ALTER ROUTINE %s OWNER TO taskpass_kit', routine);
+        EXECUTE format('REVOKE ALL ON ROUTINE %s FROM PUBLIC', routine);
+    END LOOP;
+END $do$;
+REVOKE CREATE ON SCHEMA taskpass FROM taskpass_kit;
+INSERT INTO taskpass.kit_version (version) VALUES (1) ON CONFLICT (version) DO NOTHING;

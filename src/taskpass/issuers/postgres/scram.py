@@ -13,7 +13,7 @@ from taskpass.core.clock import Entropy
 from taskpass.core.secret import Secret
 
 ENDPOINT_ITERATIONS = 1
-"""Only we log in and the secret has 256 random bits, so stretching adds cost and no safety (feasibility.md, section 3)."""
+"""Only we log in and the secret has 256 random bits: stretching would add cost and no safety."""
 
 BEARER_ITERATIONS = 4096
 """What RFC 7677 asks for and some clients demand."""

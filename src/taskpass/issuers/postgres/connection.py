@@ -1,0 +1,196 @@
+"""Connections of the broker's own login to a target: how they are made, kept, pinned to the enrolled cluster.
+
+Everything that libpq would otherwise take from the environment or from files of the user is given explicitly. Not for
+the leases' logins: those are the endpoint's and the probe's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from typing import Any
+
+import psycopg
+
+from taskpass.core.errors import Conflict, InvalidInput, ManifestChanged, TargetUnavailable, TargetUnfit, TaskpassError
+from taskpass.core.lease import Target
+from taskpass.core.secret import Secret
+from taskpass.wire.postgres.address import parse_address
+
+Connection = psycopg.Connection[Any]
+
+KEPT = 4
+"""Idle connections that are kept per node."""
+
+_CONNECT_SECONDS = 5
+_SETTINGS = (
+    "-c search_path=pg_catalog -c statement_timeout=15s -c lock_timeout=5s"
+    " -c idle_in_transaction_session_timeout=30s -c client_min_messages=notice"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BrokerLogin:
+    """Who the broker is in the target. Without ``password`` the server must prove us otherwise (peer, cert)."""
+
+    user: str
+    password: Secret | None = field(repr=False, default=None)
+
+
+class Connections:
+    """A few open connections per node, handed to one user at a time. Safe to use from several threads."""
+
+    def __init__(self, target: Target, login: BrokerLogin) -> None:
+        self._target = target
+        self._login = login
+        self._lock = threading.Lock()
+        self._idle: dict[str, list[Connection]] = {}
+
+    @contextlib.contextmanager
+    def use(self, address: str | None = None) -> Generator[Connection]:
+        """A connection in autocommit mode. After any error it is not used again, so nothing of it can leak."""
+        node = address or self._target.address
+        connection = self._take(node) or self._connect(node)
+        try:
+            yield connection
+        except BaseException:
+            connection.close()
+            raise
+        with self._lock:
+            idle = self._idle.setdefault(node, [])
+            if len(idle) < KEPT and not connection.closed:
+                idle.append(connection)
+                return
+        connection.close()
+
+    def close(self) -> None:
+        with self._lock:
+            idle, self._idle = self._idle, {}
+        for connection in (each for node in idle.values() for each in node):
+            connection.close()
+
+    def other_database(self, database: str) -> Connection:
+        """A connection to another database of the same cluster, for the caller to close."""
+        host = self._target.address.rsplit("/", 1)[0]
+        return self._open(f"{host}/{database}")
+
+    def _take(self, node: str) -> Connection | None:
+        while True:
+            with self._lock:
+                idle = self._idle.get(node)
+                if not idle:
+                    return None
+                connection = idle.pop()
+            # A server that restarted since is noticed here and not in the middle of an effect.
+            with contextlib.suppress(psycopg.Error):
+                connection.execute("SELECT")
+                return connection
+            connection.close()
+
+    def _connect(self, node: str) -> Connection:
+        connection = self._open(node)
+        try:
+            with driver_errors("looking which cluster this is"):
+                found = connection.execute(_WHICH).fetchone()
+            self._demand_enrolled(found)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _demand_enrolled(self, found: tuple[str, int] | None) -> None:
+        cluster, database = found or ("", 0)
+        expected = (self._target.cluster or cluster, self._target.database or database)
+        if (cluster, database) != expected:
+            raise TargetUnfit(
+                "the address leads to another cluster or database than the one that was enrolled",
+                hint="enrol it again with: taskpass init",
+                code="another_target",
+            )
+
+    def _open(self, node: str) -> Connection:
+        try:
+            return psycopg.connect(**self._parameters(node))
+        except psycopg.Error as error:
+            # The driver's text may quote the server; which of the two it is does not change what to do.
+            raise TargetUnavailable(
+                f"the broker cannot log in to {self._target.resource}",
+                hint="is the server up, and is the broker's login as enrolled?",
+                code="target_auth" if error.sqlstate in ("28P01", "28000") else None,
+            ) from None
+
+    def _parameters(self, node: str) -> dict[str, Any]:
+        address, password = parse_address(node), self._login.password
+        ca = self._target.tls.get("ca")
+        proof = {"password": password.reveal(), "require_auth": "scram-sha-256"} if password else {}
+        tls = {"sslmode": "verify-full", "sslrootcert": ca} if ca else {"sslmode": "disable"}
+        return {
+            "host": address.host,
+            "port": address.port,
+            "dbname": address.database,
+            "user": self._login.user,
+            "application_name": "taskpass",
+            "options": _SETTINGS,
+            "connect_timeout": _CONNECT_SECONDS,
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 15000,
+            "gssencmode": "disable",
+            "passfile": "/dev/null",
+            "target_session_attrs": "any",
+            "autocommit": True,
+            **proof,
+            **tls,
+        }
+
+
+_WHICH = """
+SELECT system_identifier::text, (SELECT oid::bigint FROM pg_database WHERE datname = current_database())
+  FROM pg_control_system()
+"""
+
+_KIT_MISSING = ("42883", "3F000", "42P01")
+TRANSIENT = ("XX000", "40001", "40P01")
+"""Two effects met at one catalogue row: nothing was done, trying again is right."""
+
+MET_ANOTHER = "target_busy"
+
+
+@contextlib.contextmanager
+def driver_errors(doing: str) -> Generator[None]:
+    """Turns the driver's exceptions into ours; the kit's own refusals keep their words (they hold names, no values)."""
+    try:
+        yield
+    except psycopg.Error as error:
+        raise _ours(doing, error) from None
+
+
+def _ours(doing: str, error: psycopg.Error) -> TaskpassError:
+    state = error.sqlstate or ""
+    words = "".join(c if c.isprintable() else " " for c in (error.diag.message_primary or ""))[:200]
+    words = words.removeprefix("taskpass: ")
+    if state == "TP001":
+        return InvalidInput(f"{doing}: {words}")
+    if state == "TP002":
+        return TargetUnfit(f"{doing}: {words}", hint="enrol it with: taskpass init", code="kit_not_enrolled")
+    if state == "TP003":
+        return TargetUnfit(
+            f"{doing}: {words}", hint="the DBA decides what is in taskpass.ceiling", code="above_ceiling"
+        )
+    if state == "TP004":
+        return ManifestChanged(f"{doing}: {words}", hint="ask again: the database changed")
+    if state == "TP005":
+        return TargetUnfit(f"{doing}: {words}", hint=error.diag.message_hint or "", code="kit_grant")
+    if state == "TP006":
+        return Conflict(f"{doing}: {words}", code="lease_ended")
+    if state in _KIT_MISSING:
+        return TargetUnfit(f"{doing}: the target kit is missing or older", hint="taskpass init", code="kit_missing")
+    if state == "42501":
+        return TargetUnfit(f"{doing}: the target did not allow it", hint="taskpass doctor", code="kit_grant")
+    return TargetUnavailable(
+        f"{doing}: the database did not do it now ({state or 'no answer'})",
+        code=MET_ANOTHER if state in TRANSIENT else None,
+    )

@@ -1,0 +1,287 @@
+"""The PostgreSQL issuer: makes login roles in a target through its kit, and takes them back.
+
+Everything here is a few statements to the kit's routines (kit.sql), whose rules hold in the target itself. Not for
+deciding, not for serving connections. Safe to call from several threads; every call is bounded by the server's and the
+driver's timeouts and by ``close.PATIENCE``.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import psycopg
+
+from taskpass.core.clock import Clock, Entropy, Instant
+from taskpass.core.errors import InvalidInput, ManifestChanged, TargetUnavailable, TargetUnfit, TaskpassError
+from taskpass.core.ids import InstallationId, LeaseId, RoleName, lease_of_role, new_id, role_name
+from taskpass.core.lease import Target
+from taskpass.core.manifest import Manifest, is_within
+from taskpass.core.scope import Scope
+from taskpass.core.secret import Secret
+from taskpass.issuers.base import Capabilities, Finding, FoundRole, Inventory, Order, RevocationSpeed, Severity, Taken
+from taskpass.issuers.postgres import catalogue, kit, preflight, scram
+from taskpass.issuers.postgres.close import Closing
+from taskpass.issuers.postgres.connection import MET_ANOTHER, BrokerLogin, Connection, Connections, driver_errors
+from taskpass.issuers.postgres.probe import Place, control
+
+CONNECTION_LIMIT = 5
+"""Sessions per lease. Two break ordinary pools (feasibility.md, section 4)."""
+
+ATTEMPTS = 10
+"""How often an effect is tried that only met another one at a catalogue row."""
+
+CAPABILITIES = Capabilities(
+    cuts_open_sessions=True,
+    expires_by_itself=True,
+    revocation=RevocationSpeed.NOW,
+    per_object=True,
+    delivers_endpoint=True,
+)
+
+T = TypeVar("T")
+
+
+class PostgresIssuer:
+    """One database, one installation. ``password`` is the broker's own; None where the server proves us otherwise."""
+
+    def __init__(
+        self, target: Target, installation: InstallationId, password: Secret | None, *, clock: Clock, entropy: Entropy
+    ) -> None:
+        self._target = target
+        self._installation = installation
+        self._clock = clock
+        self._entropy = entropy
+        self._connections = Connections(target, BrokerLogin(kit.broker_login(installation), password))
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return CAPABILITIES
+
+    @property
+    def target(self) -> Target:
+        return self._target
+
+    @property
+    def installation(self) -> InstallationId:
+        return self._installation
+
+    # ---- looking ----
+
+    def preflight(self, *, thorough: bool = False) -> list[Finding]:
+        """What stands against serving this target. A target that does not answer is ``TargetUnavailable``."""
+        with self._connections.use() as connection:
+            found = preflight.check(connection, self._target, thorough=thorough)
+            with driver_errors("looking at the kit"):
+                found += kit.lacking(connection)
+        return [*found, *self._rehearse()] if thorough else found
+
+    def resolve(self, scope: Scope) -> Manifest:
+        with self._connections.use() as connection:
+            return catalogue.resolve(connection, scope)
+
+    def estimate_rows(self, manifest: Manifest) -> dict[int, int]:
+        with self._connections.use() as connection:
+            return catalogue.estimate_rows(connection, manifest)
+
+    def rights(self, role: RoleName) -> dict[int, frozenset[int]]:
+        with self._connections.use() as connection:
+            return _rights(connection, self._own(role) and role)
+
+    def inventory(self) -> Inventory:
+        with self._connections.use() as connection, driver_errors("taking stock"):
+            roles = connection.execute(_ROLES).fetchall()
+            epoch, seq, now, standbys = connection.execute(_STATE).fetchone() or (0, 0, 0, 0)
+        found = [FoundRole(n, lease_of_role(self._installation, n), login, sessions) for n, login, sessions in roles]
+        extra = standbys - len(self._target.nodes)
+        return Inventory(
+            epoch=epoch,
+            own=tuple(role for role in found if role.lease),
+            foreign=tuple(role.name for role in found if not role.lease),
+            now=Instant(now),
+            audit_seq=seq,
+            unlisted_nodes=(f"{extra} server(s) replicate from it and are not listed",) if extra > 0 else (),
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        with self._connections.use() as connection, driver_errors("raising the epoch"):
+            connection.execute("SELECT taskpass.set_epoch(%s)", [epoch])
+
+    # ---- making ----
+
+    def create(self, order: Order) -> None:
+        """One transaction: lock the tables, make the role, recompute the manifest, read the rights back, commit."""
+        self._own(order.role)
+        if order.manifest.empty:
+            raise InvalidInput("there is nothing to grant")
+        verifier = scram.verifier(order.secret, self._entropy)
+        _again(lambda: self._create_once(order, verifier))
+
+    def _create_once(self, order: Order, verifier: str) -> None:
+        warnings: list[str] = []
+        with self._connections.use() as connection, driver_errors("making the account"):
+            heard = _listen(connection, warnings)
+            with connection.transaction():
+                connection.execute(
+                    "SELECT taskpass.issue(%s, %s::jsonb, %s, %s, %s, %s)",
+                    [
+                        order.lease,
+                        _wanted(order.manifest),
+                        verifier,
+                        order.lifetime,
+                        CONNECTION_LIMIT,
+                        order.audit_head,
+                    ],
+                )
+                if warnings:
+                    raise TargetUnfit("the target warned while granting, so not all was granted", code="kit_grant")
+                self._compare(connection, order)
+            connection.remove_notice_handler(heard)
+
+    def _compare(self, connection: Connection, order: Order) -> None:
+        now = catalogue.resolve(connection, order.scope)
+        if now.digest() != order.asked or not is_within(order.manifest, now):
+            raise ManifestChanged("the database changed since this was decided", hint="ask again")
+        wanted = {item.oid: frozenset(c.number for c in item.columns) for item in order.manifest.objects}
+        if _rights(connection, order.role) != wanted:
+            raise TargetUnfit(
+                "the account could read something else than was decided",
+                hint="something is granted to PUBLIC: taskpass doctor names it",
+                code="wider_than_manifest",
+            )
+
+    def enable(self, role: RoleName, *, lifetime: int, audit_head: str) -> None:
+        lease = self._own(role)
+
+        def once() -> None:
+            with self._connections.use() as connection, driver_errors("enabling the account"):
+                connection.execute("SELECT taskpass.enable(%s, %s, %s)", [lease, lifetime, audit_head])
+
+        _again(once)
+
+    # ---- taking back ----
+
+    def close(self, role: RoleName, *, audit_head: str) -> Taken:
+        return Closing(self._connections, self._target, self._entropy, self._own(role), role, audit_head).run()
+
+    def sweep(self, role: RoleName) -> int:
+        lease = self._own(role)
+        ended = 0
+        for address in (self._target.address, *self._target.nodes):
+            with self._connections.use(address) as connection, driver_errors("ending sessions"):
+                row = connection.execute("SELECT cardinality(taskpass.sweep(%s))", [lease]).fetchone()
+                ended += row[0] if row else 0
+        return ended
+
+    def clean(self, role: RoleName) -> bool:
+        lease = self._own(role)
+
+        def once() -> bool:
+            with self._connections.use() as connection, driver_errors("removing the account"):
+                row = connection.execute("SELECT cleaned FROM taskpass.clean(%s)", [lease]).fetchone()
+                return row == (True,)
+
+        return _again(once)
+
+    def close_connections(self) -> None:
+        self._connections.close()
+
+    # ---- helpers ----
+
+    def _own(self, role: RoleName) -> LeaseId:
+        lease = lease_of_role(self._installation, role)
+        if lease is None:
+            raise InvalidInput("that account is not one of this installation's")
+        return lease
+
+    def _rehearse(self) -> list[Finding]:
+        """A throw-away account: it gets in with its password only, and closing it is proven."""
+        lease = LeaseId(new_id("lse", self._clock.now(), self._entropy))
+        role = role_name(self._installation, lease)
+        try:
+            self._rehearse_as(lease, role)
+        except TaskpassError as error:
+            return [Finding("rehearsal", Severity.FATAL, error.message, error.hint)]
+        finally:
+            self._discard(role)
+        return [Finding("rehearsal", Severity.OK, "an account was made, used, closed with proof and removed")]
+
+    def _rehearse_as(self, lease: LeaseId, role: RoleName) -> None:
+        secret, wrong = scram.new_secret(self._entropy), scram.new_secret(self._entropy)
+        with self._connections.use() as connection, driver_errors("rehearsing"):
+            connection.execute("SELECT taskpass.rehearse(%s, %s, '')", [lease, scram.verifier(secret, self._entropy)])
+        for address in (self._target.address, *self._target.nodes):
+            control(Place(address, self._target.tls.get("ca", "")), role, secret, wrong, self._entropy)
+        self.close(role, audit_head="")
+        if not self.clean(role):
+            raise TargetUnfit("the rehearsed account could not be removed", code="rehearsal")
+
+    def _discard(self, role: RoleName) -> None:
+        try:
+            self.close(role, audit_head="")
+            self.clean(role)
+        except TaskpassError:
+            return  # It has no rights, dies within a minute, and the reconciler finds it.
+
+
+_ROLES = """
+SELECT r.rolname::text, r.rolcanlogin, (SELECT count(*) FROM pg_stat_activity a WHERE a.usesysid = r.oid)
+  FROM pg_roles r WHERE starts_with(r.rolname::text, 'tp_') ORDER BY r.rolname
+"""
+
+_STATE = """
+SELECT s.epoch, s.audit_seq, (extract(epoch FROM clock_timestamp()) * 1000)::bigint,
+       (SELECT count(*) FROM pg_stat_replication)
+  FROM taskpass.seen() s
+"""
+
+_RIGHTS = """
+SELECT c.oid::bigint, array_agg(a.attnum::int)
+  FROM pg_class c
+  JOIN pg_namespace n ON n.oid = c.relnamespace
+  JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+  JOIN pg_roles r ON r.rolname = %s
+ WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+   AND has_schema_privilege(r.oid, n.oid, 'USAGE') AND has_any_column_privilege(r.oid, c.oid, 'SELECT')
+   AND has_column_privilege(r.oid, c.oid, a.attnum, 'SELECT')
+ GROUP BY c.oid
+"""
+
+
+def _rights(connection: Connection, role: str) -> dict[int, frozenset[int]]:
+    with driver_errors("reading the rights back"):
+        return {oid: frozenset(columns) for oid, columns in connection.execute(_RIGHTS, [role]).fetchall()}
+
+
+def _wanted(manifest: Manifest) -> str:
+    return json.dumps(
+        [
+            {"oid": o.oid, "columns": sorted(c.number for c in o.columns), "verbs": sorted(v.value for v in o.verbs)}
+            for o in manifest.objects
+        ]
+    )
+
+
+def _listen(connection: Connection, warnings: list[str]) -> Callable[[psycopg.errors.Diagnostic], None]:
+    """A GRANT without the right to it is only a warning, so any warning while granting is a failure."""
+
+    def hear(notice: psycopg.errors.Diagnostic) -> None:
+        if notice.severity_nonlocalized != "NOTICE":
+            warnings.append(notice.sqlstate or "")
+
+    connection.add_notice_handler(hear)
+    return hear
+
+
+def _again(effect: Callable[[], T]) -> T:
+    """``effect``, again if it only met another one at the same catalogue row: then nothing of it was done."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return effect()
+        except TargetUnavailable as error:
+            if attempt == ATTEMPTS - 1 or error.code != MET_ANOTHER:
+                raise
+            time.sleep(0.002 * (attempt + 1))
+    raise TargetUnavailable("the database did not do it now")

@@ -1,0 +1,136 @@
+"""Trying a login on the wire: the only proof that an account is refused, and the control that shows it can succeed.
+
+PostgreSQL checks the password first, then VALID UNTIL, then whether the role may log in. So only a *right* password
+that is refused *after* AuthenticationOk with 28000 says that login is forbidden; a wrong password, an expired role and
+an absent one give the same 28P01 (threats.md, item 5). Texts are never looked at: they are localised.
+
+Not for getting a session: every connection made here is closed at once.
+"""
+
+from __future__ import annotations
+
+import base64
+import socket
+import ssl
+import time
+from dataclasses import dataclass
+
+from taskpass.core.clock import Entropy
+from taskpass.core.errors import NotProven, TargetUnavailable, TargetUnfit
+from taskpass.core.ids import RoleName
+from taskpass.core.secret import Secret
+from taskpass.wire.postgres.address import Address, parse_address
+from taskpass.wire.postgres.login import Broken, Login, Outcome, Ready, Refused
+from taskpass.wire.postgres.messages import ssl_request
+
+PROOF = "AuthenticationOk,28000"
+_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where to try. ``ca`` is ``system``, a path, or empty for no TLS."""
+
+    address: str
+    ca: str = ""
+
+
+def attempt(place: Place, role: RoleName, secret: Secret, entropy: Entropy) -> Outcome:
+    """One login. Raises ``TargetUnavailable`` if there is no server, or no trusted one, at the place."""
+    address = parse_address(place.address)
+    login = Login(
+        user=role,
+        database=address.database,
+        secret=secret,
+        nonce=base64.b64encode(entropy.bytes(18)).decode(),
+        parameters={"application_name": "taskpass"},
+    )
+    try:
+        with _connect(address, place.ca) as stream:
+            return _drive(login, stream)
+    except (OSError, ssl.SSLError):
+        raise TargetUnavailable("the server to prove it on does not answer") from None
+
+
+def prove_refused(place: Place, role: RoleName, secret: Secret, entropy: Entropy) -> str:
+    """``PROOF`` if the role is refused although the password is right; raises ``NotProven`` for every other answer.
+
+    ``NotProven.code`` is ``rekeyed`` where the password was not accepted: somebody may have replaced it.
+    """
+    outcome = attempt(place, role, secret, entropy)
+    if (
+        isinstance(outcome, Refused)
+        and outcome.sasl
+        and outcome.after_authentication_ok
+        and outcome.sqlstate == "28000"
+    ):
+        return PROOF
+    raise _unproven(outcome)
+
+
+def control(place: Place, live: RoleName, secret: Secret, wrong: Secret, entropy: Entropy) -> None:
+    """Shows that the proof can fail: a live role gets in with its password and not with another one.
+
+    Raises ``TargetUnfit`` if the server lets it in without asking, or with any password (``trust`` in pg_hba.conf).
+    """
+    right = attempt(place, live, secret, entropy)
+    if not isinstance(right, Ready):
+        raise TargetUnfit(
+            f"a fresh account cannot log in ({_words(right)}), so refusing it would prove nothing",
+            hint='pg_hba.conf needs a line for the broker\'s host with "scram-sha-256" that covers roles tp_*',
+            code="probe_control",
+        )
+    refused = attempt(place, live, wrong, entropy)
+    if not right.sasl or not (isinstance(refused, Refused) and refused.sqlstate == "28P01"):
+        raise TargetUnfit(
+            "the server lets an account in without checking its password, so nothing could be proven there",
+            hint='replace "trust", "peer" or "password" by "scram-sha-256" in the line of pg_hba.conf that applies',
+            code="probe_control",
+        )
+
+
+def _connect(address: Address, ca: str) -> socket.socket:
+    if address.socket_path:
+        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        stream.settimeout(_SECONDS)
+        stream.connect(address.socket_path)
+        return stream
+    stream = socket.create_connection((address.host, address.port), timeout=_SECONDS)
+    return _secure(stream, address.host, ca) if ca else stream
+
+
+def _secure(stream: socket.socket, host: str, ca: str) -> socket.socket:
+    stream.sendall(ssl_request())
+    if stream.recv(1) != b"S":
+        stream.close()
+        raise OSError("the server offers no TLS")
+    context = ssl.create_default_context(cafile=None if ca == "system" else ca)
+    return context.wrap_socket(stream, server_hostname=host)
+
+
+def _drive(login: Login, stream: socket.socket) -> Outcome:
+    # The deadline is for the whole login: a server that sends byte by byte must not hold the closing up.
+    deadline = time.monotonic() + _SECONDS
+    stream.sendall(login.start())
+    while login.outcome is None:
+        stream.settimeout(max(0.001, deadline - time.monotonic()))
+        data = stream.recv(16384)
+        if not data:
+            login.eof()
+            break
+        if reply := login.feed(data):
+            stream.sendall(reply)
+    return login.outcome or Broken("no answer")
+
+
+def _unproven(outcome: Outcome) -> NotProven:
+    code = "rekeyed" if isinstance(outcome, Refused) and outcome.sqlstate == "28P01" else None
+    return NotProven(f"the target's answer to a login is no proof: {_words(outcome)}", code=code)
+
+
+def _words(outcome: Outcome) -> str:
+    if isinstance(outcome, Ready):
+        return "it was let in" if outcome.sasl else "it was let in without a password"
+    if isinstance(outcome, Refused):
+        return f"{outcome.sqlstate} {'after' if outcome.after_authentication_ok else 'before'} AuthenticationOk"
+    return outcome.reason

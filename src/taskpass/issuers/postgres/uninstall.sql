@@ -1,0 +1,35 @@
+-- Taskpass: removes the kit from the current database. Leases must be cleaned first.
+BEGIN;
+SET LOCAL search_path = pg_catalog, pg_temp;
+DO $do$ DECLARE
+    login name;
+    logins name[];
+BEGIN
+    IF EXISTS (SELECT FROM taskpass.lease WHERE state <> 'cleaned') THEN
+        RAISE EXCEPTION 'taskpass: there are leases that are not cleaned' USING HINT = 'taskpass revoke --all';
+    END IF;
+    IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+        IF current_setting('server_version_num')::integer >= 160000 THEN
+            EXECUTE 'GRANT taskpass_kit TO CURRENT_USER WITH INHERIT TRUE, SET TRUE';
+        ELSE
+            EXECUTE 'GRANT taskpass_kit TO CURRENT_USER';
+        END IF;
+    END IF;
+    logins := array(SELECT b.login FROM taskpass.broker b);
+    DROP SCHEMA taskpass CASCADE;
+    DROP OWNED BY taskpass_kit;
+    FOREACH login IN ARRAY logins LOOP
+        BEGIN
+            EXECUTE format('REVOKE ALL ON DATABASE %I FROM %I', current_database(), login);
+            EXECUTE format('DROP ROLE %I', login);
+        EXCEPTION WHEN dependent_objects_still_exist OR insufficient_privilege THEN
+            RAISE WARNING 'taskpass: % is still used elsewhere and stays', login;
+        END;
+    END LOOP;
+    BEGIN
+        DROP ROLE taskpass_kit;
+    EXCEPTION WHEN dependent_objects_still_exist OR insufficient_privilege THEN
+        RAISE WARNING 'taskpass: taskpass_kit is still used in another database and stays';
+    END;
+END $do$;
+COMMIT;
