@@ -127,7 +127,7 @@ class CedarPolicy:
         strict = [part for part in parts if part.decision.outcome is lowest]
         return Decision(
             outcome=lowest,
-            code=strict[0].decision.code,
+            code=min(part.decision.code for part in strict),
             obligations=strictest(part.decision.obligations for part in parts),
             policies=_unique(name for part in parts for name in part.decision.policies),
             errors=_some(_unique(text for part in parts for text in part.decision.errors)),
