@@ -1,4 +1,6 @@
-"""The log as a file that can be verified elsewhere: one JSON object per line, a header first.
+"""The log as a file that can be verified elsewhere: one JSON object per line, a header first, UTF-8.
+
+A record has one spelling only, so that no byte of its line can be changed without being noticed.
 
 Not for: secrets, of which the log has none, and not for trust: the keys in the header serve a self-check only.
 """
@@ -15,7 +17,7 @@ from taskpass.core.errors import InvalidInput
 from taskpass.core.ids import InstallationId
 
 FORMAT = "taskpass-audit/1"
-_LINE_CHARACTERS = 16 * 2**20
+_LINE_BYTES = 16 * 2**20
 _FIELDS: Mapping[str, type] = {"seq": int, "body": str, "prev": str, "hash": str, "signature": str, "key": str}
 
 
@@ -30,7 +32,7 @@ class Export:
 
 
 def write_export(
-    stream: IO[str],
+    stream: IO[bytes],
     records: Iterable[Record],
     *,
     installation: InstallationId,
@@ -45,17 +47,17 @@ def write_export(
         "after": start[0],
         "prev": start[1],
     }
-    stream.write(json.dumps(header) + "\n")
+    stream.write(_spell(header))
     count = 0
     for record in records:
-        stream.write(json.dumps(asdict(record)) + "\n")
+        stream.write(_spell(asdict(record)))
         count += 1
     return count
 
 
-def read_export(stream: IO[str]) -> Export:
+def read_export(stream: IO[bytes]) -> Export:
     """Open an export. Raises ``InvalidInput``; its ``records`` raise it for the first line that is not a record."""
-    header = _object(_line(stream), 1)
+    header = _object(stream.readline(_LINE_BYTES), 1)
     keys: Any = header.get("keys")
     if header.get("format") != FORMAT or not isinstance(keys, list):
         raise InvalidInput("not an export of an audit log", hint="taskpass audit export writes one")
@@ -66,29 +68,32 @@ def read_export(stream: IO[str]) -> Export:
     return Export(InstallationId(installation), lines, (after, prev), _records(stream))
 
 
-def _records(stream: IO[str]) -> Iterator[Record]:
+def _spell(data: Mapping[str, object]) -> bytes:
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
+def _records(stream: IO[bytes]) -> Iterator[Record]:
     number = 1
-    while line := _line(stream):
+    while line := stream.readline(_LINE_BYTES):
         number += 1
         yield _record(line, number)
 
 
-def _line(stream: IO[str]) -> str:
-    try:
-        line = stream.readline(_LINE_CHARACTERS)
-    except ValueError:
-        raise InvalidInput("the export is not text") from None
-    return line
-
-
-def _record(line: str, number: int) -> Record:
+def _record(line: bytes, number: int) -> Record:
     data = _object(line, number)
     if data.keys() != _FIELDS.keys() or any(type(data[name]) is not kind for name, kind in _FIELDS.items()):
         raise InvalidInput(f"line {number} of the export is not a record")
-    return Record(**data)
+    record = Record(**data)
+    try:
+        exact = _spell(asdict(record)) == line
+    except UnicodeEncodeError:
+        exact = False
+    if not exact:
+        raise InvalidInput(f"line {number} of the export is not as it was written")
+    return record
 
 
-def _object(line: str, number: int) -> dict[str, Any]:
+def _object(line: bytes, number: int) -> dict[str, Any]:
     try:
         data: Any = json.loads(line)
     except (ValueError, RecursionError):

@@ -33,7 +33,6 @@ QUICK_CHECK_BYTES = 16 * 2**20
 """Above this size the check at open is left out: it reads the whole file."""
 
 _PRAGMAS = (
-    "PRAGMA journal_mode = WAL",
     # In WAL mode FULL is what makes a commit survive a power cut; NORMAL could lose the last ones.
     "PRAGMA synchronous = FULL",
     "PRAGMA foreign_keys = ON",
@@ -119,6 +118,8 @@ def engine(path: Path, *, timeout: float = BUSY_SECONDS) -> Engine:
     def connect() -> sqlite3.Connection:
         made = _connect(path, "mode=rw", timeout)
         try:
+            if made.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
+                raise StoreUnavailable("the store's file system cannot hold it", hint="use a local disk")
             for pragma in _PRAGMAS:
                 made.execute(pragma)
         except BaseException:
