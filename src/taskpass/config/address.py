@@ -7,52 +7,27 @@ the preflight.
 
 from __future__ import annotations
 
-import ipaddress
 import re
-from dataclasses import dataclass
 
-from taskpass.core.errors import ConfigInvalid
+from taskpass.core.errors import ConfigInvalid, InvalidInput
+from taskpass.wire.postgres.address import Address
+from taskpass.wire.postgres.address import parse_address as parse
 
-_ADDRESS = re.compile(r"(?P<host>/[^:\0]+|\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5})/(?P<database>.+)")
+_HOST = re.compile(r"/.+|[0-9A-Fa-f:.%]+|[A-Za-z0-9._-]+")
 _SHAPE = 'write "host:port/database" or "/directory:port/database"'
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """``host`` without brackets; a directory (beginning with ``/``) means a Unix socket in it."""
-
-    host: str
-    port: int
-    database: str
-
-    @property
-    def local(self) -> bool:
-        """Whether no network lies between: a Unix socket or a loopback address."""
-        if self.host.startswith("/") or self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
-
-    @property
-    def socket(self) -> bool:
-        return self.host.startswith("/")
+_DATABASE_BYTES = 63
 
 
 def parse_address(text: str, *, what: str = "the address") -> Address:
     """Read an address. Raises ``ConfigInvalid`` without repeating the text, which may hold a password."""
     if "://" in text or "@" in text:
         raise ConfigInvalid(f"{what} must not be a connection string: it holds no login and no options", hint=_SHAPE)
-    match = _ADDRESS.fullmatch(text)
-    if not match:
+    try:
+        address = parse(text)
+    except InvalidInput:
+        raise ConfigInvalid(f"{what} is not an address", hint=_SHAPE) from None
+    if not _HOST.fullmatch(address.host) or len(address.database.encode()) > _DATABASE_BYTES:
         raise ConfigInvalid(f"{what} is not an address", hint=_SHAPE)
-    port = int(match["port"])
-    if not 1 <= port <= 65535:
-        raise ConfigInvalid(f"{what} has a port outside 1 to 65535")
-    if len(match["database"].encode()) > 63:
-        raise ConfigInvalid(f"{what} names a database of more than 63 bytes")
-    address = Address(match["host"].strip("[]"), port, match["database"])
     _refuse_pooler(address, what)
     return address
 

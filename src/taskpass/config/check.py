@@ -9,7 +9,7 @@ from taskpass.config.load import examine
 from taskpass.config.model import Config
 from taskpass.config.places import read_trusted
 from taskpass.config.snapshot import take
-from taskpass.core.errors import ConfigInvalid, PolicyInvalid, TaskpassError
+from taskpass.core.errors import ConfigInvalid, TaskpassError
 from taskpass.issuers.base import Finding, Severity
 
 
@@ -31,15 +31,18 @@ def _fatal(name: str, error: TaskpassError) -> Finding:
 
 def _policy(config: Config) -> list[Finding]:
     # Imported here, because the engine is large and a broken configuration does not need it.
-    from taskpass.policy import bundle
+    from taskpass.policy import explain
 
     try:
-        loaded = bundle.load(config.policy_directory)
-        bundle.demand_groups(loaded, config.people.groups)
-        snapshot = take(config.directory)
-    except (PolicyInvalid, ConfigInvalid) as error:
+        taken = take(config.directory)
+    except ConfigInvalid as error:
         return [_fatal("policy", error)]
-    return [Finding("policy", Severity.OK, f"{len(loaded.rules)} policies, snapshot {snapshot.digest}")]
+    severities = {"ok": Severity.OK, "warning": Severity.WARNING, "error": Severity.FATAL}
+    findings = [
+        Finding("policy", severities[item.mark.value], item.what, item.hint)
+        for item in explain.check(config.policy_directory, config.people.groups)
+    ]
+    return [*findings, Finding("snapshot", Severity.OK, f"{len(taken.files)} files, {taken.digest}")]
 
 
 def _resources(config: Config) -> list[Finding]:

@@ -6,13 +6,14 @@ import re
 from collections.abc import Mapping
 from itertools import combinations
 
-from taskpass.config.address import Address, parse_address
+from taskpass.config.address import parse_address
 from taskpass.config.model import Access, Resource
 from taskpass.config.table import Table
 from taskpass.core.errors import ConfigInvalid, InvalidInput
 from taskpass.core.scope import Level, Scope
 from taskpass.core.separation import Environment
 from taskpass.core.text import visible
+from taskpass.wire.postgres.address import Address
 
 ISSUERS = ("postgres",)
 LOGIN_KINDS = ("file", "peer", "cert", "command", "systemd-credential")
@@ -53,7 +54,7 @@ def read_resource(name: str, table: Table) -> Resource:
 def demand_separate(resources: Mapping[str, Resource]) -> None:
     """Refuse two environments with one cluster or login, unless both say ``shared_cluster = true``.
 
-    Roles belong to a cluster, not to a database, so one environment's lease would reach the other (threats.md, item 13).
+    Roles belong to a cluster, not to a database, so one environment's lease would reach the other (threats.md, 13).
     """
     for first, second in combinations(resources.values(), 2):
         if first.environment is second.environment or (first.shared_cluster and second.shared_cluster):
@@ -91,12 +92,12 @@ def _tls(table: Table, address: Address) -> dict[str, str]:
     """Empty, or ``{"ca": …}``. Only what stays on this machine may go without."""
     tls = table.table("tls", needed=False)
     if tls.empty:
-        if not address.local:
+        if not address.is_local:
             raise ConfigInvalid(f"{tls.path} is missing: the address is on a network", hint='tls = { ca = "system" }')
         return {}
     authority = tls.text("ca")
     tls.done()
-    if address.socket:
+    if address.socket_path:
         raise ConfigInvalid(f"{tls.path} is set, but a Unix socket has no TLS", hint="leave it out")
     if authority != "system" and not authority.startswith("/"):
         raise ConfigInvalid(f'{tls.name("ca")} must be "system" or the absolute path of a certificate file')
@@ -127,7 +128,7 @@ def _demand_reference(name: str, kind: str, value: str, address: Address) -> Non
         raise ConfigInvalid(f"{name} must be the name of a credential")
     if kind == "file" and not (_CREDENTIAL.fullmatch(value) or value.startswith("/")):
         raise ConfigInvalid(f"{name} must be the name of a file in credentials/, or an absolute path")
-    if kind == "peer" and not address.socket:
+    if kind == "peer" and not address.socket_path:
         raise ConfigInvalid(
             f"{name} works on a Unix socket only", hint='the address must be "/directory:port/database"'
         )

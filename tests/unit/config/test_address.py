@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from taskpass.config.address import Address, parse_address
+from taskpass.config.address import parse_address
 from taskpass.core.errors import ConfigInvalid
+from taskpass.wire.postgres.address import Address
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,7 @@ from taskpass.core.errors import ConfigInvalid
 )
 def test_addresses_are_read(text, address, local):
     assert parse_address(text) == address
-    assert address.local is local
+    assert address.is_local is local
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_the_digest_covers_every_byte_of_the_file():
         (BROKER + resource(login='{ command = "get" }'), "absolute path", ""),
         (BROKER + resource(login='{ file = "../x" }'), "name of a file", ""),
         (BROKER + resource(login='{ env = "ADMIN_DSN" }'), 'unknown key "env"', "environment variable can be read"),
-        (BROKER + resource(address='"db:99999/x"'), "port", ""),
+        (BROKER + resource(address='"db:99999/x"'), "is not an address", ""),
         (BROKER + resource(address='"db"'), "is not an address", "host:port"),
         (BROKER + resource(shared_cluster='"yes"'), "true or false", ""),
         (BROKER + resource(name="Orders"), "not a name for a resource", "lower-case"),
