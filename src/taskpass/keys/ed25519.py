@@ -20,6 +20,21 @@ AUDIT_PREFIX = "taskpass-audit-ed25519:"
 KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 
+_LOW_ORDER = frozenset(
+    bytes.fromhex(point)
+    for point in (
+        "00" * 32,
+        "01" + "00" * 31,
+        "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+        "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+        "ec" + "ff" * 30 + "7f",
+        "ed" + "ff" * 30 + "7f",
+        "ee" + "ff" * 30 + "7f",
+    )
+)
+"""Public keys, sign bit cleared, under which one signature fits many messages. The library accepts them (the list is
+libsodium's); nobody derives one honestly."""
+
 
 def encode(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
@@ -37,13 +52,17 @@ def decode(text: str, size: int) -> bytes | None:
 def verify(public: str, data: bytes, signature: str) -> bool:
     """Whether the key ``public`` (base64 of 32 bytes) made ``signature`` (base64 of 64) over ``data``. Never raises."""
     key, raw = decode(public, KEY_BYTES), decode(signature, SIGNATURE_BYTES)
-    if key is None or raw is None:
+    if key is None or raw is None or _low_order(key):
         return False
     try:
         Ed25519PublicKey.from_public_bytes(key).verify(raw, data)
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+def _low_order(key: bytes) -> bool:
+    return key[:-1] + bytes([key[-1] & 0x7F]) in _LOW_ORDER
 
 
 def public_of(private: Ed25519PrivateKey) -> str:
@@ -80,6 +99,7 @@ class PublicKeys:
 def _public_part(line: str) -> str:
     text = line.strip()
     public = text.removeprefix(AUDIT_PREFIX)
-    if not text.startswith(AUDIT_PREFIX) or decode(public, KEY_BYTES) is None:
+    raw = decode(public, KEY_BYTES)
+    if not text.startswith(AUDIT_PREFIX) or raw is None or _low_order(raw):
         raise InvalidInput("not an audit key", hint=f"it looks like {AUDIT_PREFIX}… and taskpass keys show prints it")
     return public

@@ -105,6 +105,8 @@ def check_parents(path: Path) -> None:
 def _check_element(element: Path) -> None:
     try:
         found = element.lstat()
+    except FileNotFoundError:
+        return  # nothing is there, so nothing will be found below it
     except OSError:
         raise ConfigInvalid("a directory of the key's path cannot be looked at", code="key_unsafe") from None
     sticky = bool(found.st_mode & stat.S_ISVTX) and found.st_uid == 0
