@@ -233,11 +233,14 @@ def _object_within(inner: ObjectRights, outer: ObjectRights) -> bool:
 
 
 def meet(first: Manifest, second: Manifest) -> Manifest:
-    """The largest manifest within both: what two approvers who narrowed differently agree on."""
+    """The largest manifest within both: what two approvers who narrowed differently agree on.
+
+    They agree on an object only if they were shown the same one: kind, name, owner and what is reachable through it.
+    """
     if (first.cluster, first.database, first.level) != (second.cluster, second.database, second.level):
         return replace(first, objects=())
     other = {item.oid: item for item in second.objects}
-    shared = [item for item in first.objects if item.oid in other]
+    shared = [item for item in first.objects if item.oid in other and _shown(item) == _shown(other[item.oid])]
     return narrow(
         replace(first, objects=tuple(shared)),
         [
@@ -245,3 +248,7 @@ def meet(first: Manifest, second: Manifest) -> Manifest:
             for o in shared
         ],
     )
+
+
+def _shown(item: ObjectRights) -> tuple[object, ...]:
+    return (item.kind, item.schema, item.name, item.owner, frozenset(item.reach))

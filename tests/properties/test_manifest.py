@@ -1,0 +1,304 @@
+"""Laws of manifests: narrowing only narrows, within is an order, meet is the greatest lower bound, digests see all."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from taskpass.core import digest
+from taskpass.core.errors import InvalidInput
+from taskpass.core.manifest import (
+    Column,
+    Dropped,
+    DropReason,
+    Keep,
+    Kind,
+    Manifest,
+    ObjectRights,
+    Reach,
+    Through,
+    is_within,
+    keep_all,
+    meet,
+    narrow,
+)
+from taskpass.core.scope import Level, Verb
+
+names = st.text(min_size=1, max_size=6)
+oids = st.integers(1, 12)
+columns = st.lists(
+    st.builds(Column, st.integers(1, 6), names), min_size=1, max_size=4, unique_by=lambda column: column.number
+).map(tuple)
+reaches = st.lists(
+    st.builds(Reach, oids, st.sampled_from(Kind), names, names, st.sampled_from(Through)), max_size=2, unique=True
+).map(tuple)
+objects = st.builds(
+    ObjectRights,
+    oid=oids,
+    kind=st.sampled_from([Kind.TABLE, Kind.PARTITIONED]),
+    schema=names,
+    name=names,
+    owner=names,
+    columns=columns,
+    verbs=st.just(frozenset({Verb.SELECT})),
+    reach=reaches,
+)
+dropped = st.builds(Dropped, oids, st.sampled_from(Kind), names, names, st.sampled_from(DropReason), names)
+manifests = st.builds(
+    Manifest,
+    cluster=st.sampled_from(["7000000000000000001", "7000000000000000002"]),
+    database=st.sampled_from([5, 16384]),
+    database_name=st.just("orders"),
+    level=st.just(Level.READ),
+    objects=st.lists(objects, max_size=5, unique_by=lambda item: item.oid).map(tuple),
+    dropped=st.lists(dropped, max_size=3, unique_by=lambda item: item.oid).map(tuple),
+    ambient=st.lists(names, max_size=2, unique=True).map(tuple),
+)
+keeps = st.lists(
+    st.builds(Keep, oids, st.frozensets(st.integers(1, 8)), st.sampled_from([frozenset(), frozenset({Verb.SELECT})])),
+    max_size=6,
+    unique_by=lambda keep: keep.oid,
+)
+
+
+def rights(manifest):
+    """What is granted, as a set of single rights: the meaning that the laws are about."""
+    return {(item.oid, column, verb) for item in manifest.objects for column in item.columns for verb in item.verbs}
+
+
+@given(manifests, keeps)
+def test_narrowing_only_narrows(manifest, some):
+    left = narrow(manifest, some)
+    assert is_within(left, manifest)
+    assert rights(left) <= rights(manifest)
+
+
+@given(manifests, keeps)
+def test_narrowing_leaves_exactly_what_is_kept(manifest, some):
+    kept = {(keep.oid, number, verb) for keep in some for number in keep.columns for verb in keep.verbs}
+    expected = {(oid, column, verb) for oid, column, verb in rights(manifest) if (oid, column.number, verb) in kept}
+    assert rights(narrow(manifest, some)) == expected
+
+
+@given(manifests, keeps)
+def test_narrowing_leaves_no_object_without_a_right(manifest, some):
+    assert all(item.columns and item.verbs for item in narrow(manifest, some).objects)
+
+
+@given(manifests, keeps)
+def test_narrowing_twice_alike_changes_nothing_more(manifest, some):
+    assert narrow(narrow(manifest, some), some) == narrow(manifest, some)
+
+
+@given(manifests, keeps, keeps)
+def test_the_order_of_narrowings_does_not_matter(manifest, some, others):
+    assert narrow(narrow(manifest, some), others) == narrow(narrow(manifest, others), some)
+
+
+@given(manifests)
+def test_keeping_all_changes_nothing(manifest):
+    assert narrow(manifest, keep_all(manifest)) == manifest
+
+
+@given(manifests, keeps, st.data())
+def test_an_object_named_twice_is_refused(manifest, some, data):
+    assume(some)
+    with pytest.raises(InvalidInput):
+        narrow(manifest, [*some, data.draw(st.sampled_from(some))])
+
+
+@given(manifests)
+def test_within_is_reflexive(manifest):
+    assert is_within(manifest, manifest)
+
+
+@given(manifests, keeps, keeps)
+def test_within_is_transitive(manifest, some, others):
+    middle = narrow(manifest, some)
+    inner = narrow(middle, others)
+    assert is_within(inner, middle)
+    assert is_within(inner, manifest)
+
+
+@given(manifests, keeps, keeps)
+def test_within_is_antisymmetric_as_far_as_rights_go(manifest, some, others):
+    one, other = narrow(manifest, some), narrow(manifest, others)
+    assert (is_within(one, other) and is_within(other, one)) == (rights(one) == rights(other))
+
+
+@given(manifests, manifests)
+def test_within_means_that_every_right_is_there(one, other):
+    if is_within(one, other):
+        assert rights(one) <= rights(other)
+        assert (one.cluster, one.database, one.level) == (other.cluster, other.database, other.level)
+
+
+@given(manifests, keeps, keeps)
+def test_meet_of_two_narrowings_is_within_both_and_exactly_what_both_leave(manifest, some, others):
+    one, other = narrow(manifest, some), narrow(manifest, others)
+    both = meet(one, other)
+    assert is_within(both, one)
+    assert is_within(both, other)
+    assert rights(both) == rights(one) & rights(other)
+
+
+@given(manifests, keeps, keeps, keeps)
+def test_meet_is_the_greatest_lower_bound(manifest, some, others, third):
+    one, other, inner = (narrow(manifest, keep) for keep in (some, others, third))
+    if is_within(inner, one) and is_within(inner, other):
+        assert is_within(inner, meet(one, other))
+
+
+@given(manifests, keeps, keeps, keeps)
+def test_meet_is_commutative_associative_and_idempotent_in_rights(manifest, some, others, third):
+    a, b, c = (narrow(manifest, keep) for keep in (some, others, third))
+    assert rights(meet(a, b)) == rights(meet(b, a))
+    assert rights(meet(a, meet(b, c))) == rights(meet(meet(a, b), c))
+    assert meet(a, a) == a
+
+
+@given(manifests, manifests)
+def test_meet_is_within_both_whatever_they_are(one, other):
+    assert is_within(meet(one, other), one)
+    assert meet(one, other).empty or is_within(meet(one, other), other)
+
+
+@given(manifests, st.sampled_from(["schema", "name", "owner", "kind"]))
+def test_approvers_who_were_shown_another_object_agree_on_nothing(manifest, field):
+    assume(manifest.objects)
+    changed = {"kind": Kind.VIEW}.get(field, "another name")
+    other = replace(manifest, objects=tuple(replace(item, **{field: changed}) for item in manifest.objects))
+    assert meet(manifest, other).empty
+    assert not is_within(manifest, other)
+
+
+@given(manifests)
+def test_more_is_reachable_is_not_within(manifest):
+    assume(manifest.objects)
+    more = Reach(99, Kind.TABLE, "hr", "salaries", Through.VIEW)
+    wider = replace(manifest, objects=tuple(replace(item, reach=(*item.reach, more)) for item in manifest.objects))
+    assert not is_within(wider, manifest)
+    assert meet(wider, manifest).empty
+
+
+@given(manifests)
+def test_json_round_trip(manifest):
+    again = Manifest.from_json(json.loads(json.dumps(manifest.to_json())))
+    assert again.digest() == manifest.digest()
+    assert rights(again) == rights(manifest)
+    assert is_within(again, manifest)
+    assert is_within(manifest, again)
+
+
+@given(keeps)
+def test_keeps_survive_json(some):
+    assert [Keep.from_json(json.loads(json.dumps(keep.to_json()))) for keep in some] == some
+
+
+@given(manifests, st.randoms())
+def test_the_digest_does_not_depend_on_order(manifest, random):
+    def shuffled(items):
+        return tuple(random.sample(items, len(items)))
+
+    turned = [replace(o, columns=shuffled(o.columns), reach=shuffled(o.reach)) for o in manifest.objects]
+    other = replace(
+        manifest, objects=shuffled(turned), dropped=shuffled(manifest.dropped), ambient=shuffled(manifest.ambient)
+    )
+    assert other.digest() == manifest.digest()
+
+
+BASE = Manifest(
+    cluster="7000000000000000001",
+    database=16384,
+    database_name="orders",
+    level=Level.READ,
+    objects=(
+        ObjectRights(
+            oid=1,
+            kind=Kind.TABLE,
+            schema="public",
+            name="orders",
+            owner="owner",
+            columns=(Column(1, "id"), Column(2, "total")),
+            verbs=frozenset({Verb.SELECT}),
+            reach=(Reach(2, Kind.TABLE, "public", "part", Through.PARTITION),),
+        ),
+    ),
+    dropped=(Dropped(3, Kind.VIEW, "public", "v", DropReason.NOT_A_TABLE, "x"),),
+    ambient=("TEMP",),
+)
+
+
+def changes():
+    """``BASE`` with each leaf of its JSON changed, one at a time."""
+
+    def leaves(node, path=()):
+        if isinstance(node, dict):
+            for key, item in node.items():
+                yield from leaves(item, (*path, key))
+        elif isinstance(node, list):
+            yield (*path, "+"), None
+            for index, item in enumerate(node):
+                yield from leaves(item, (*path, index))
+        else:
+            yield path, node
+
+    def changed(node, path, value):
+        if not path:
+            return value
+        copy = dict(node) if isinstance(node, dict) else list(node)
+        if path == ("+",):
+            return copy[:-1]
+        copy[path[0]] = changed(copy[path[0]], path[1:], value)
+        return copy
+
+    data = BASE.to_json()
+    for path, value in leaves(data):
+        other = value + 1 if isinstance(value, int) else f"{value} "
+        yield path, changed(data, path, other)
+
+
+@pytest.mark.parametrize(("path", "data"), list(changes()), ids=lambda value: str(value)[:60])
+def test_the_digest_changes_with_every_leaf(path, data):
+    assert digest.digest(digest.MANIFEST, data) != BASE.digest()
+
+
+FIELDS = {
+    "cluster": "7",
+    "database": 5,
+    "database_name": "other",
+    "objects": (),
+    "dropped": (),
+    "ambient": (),
+}
+OBJECT_FIELDS = {
+    "oid": 9,
+    "kind": Kind.PARTITIONED,
+    "schema": "other",
+    "name": "other",
+    "owner": "other",
+    "columns": (Column(1, "id"),),
+    "verbs": frozenset(),
+    "reach": (),
+}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_the_digest_covers_every_field(field):
+    assert replace(BASE, **{field: FIELDS[field]}).digest() != BASE.digest()
+
+
+@pytest.mark.parametrize("field", OBJECT_FIELDS)
+def test_the_digest_covers_every_field_of_an_object(field):
+    changed = replace(BASE.objects[0], **{field: OBJECT_FIELDS[field]})
+    assert replace(BASE, objects=(changed,)).digest() != BASE.digest()
+
+
+def test_no_field_is_forgotten_here():
+    """``level`` has a single value so far; everything else must be changed above."""
+    assert {*FIELDS, "level"} == set(Manifest.__dataclass_fields__)
+    assert set(OBJECT_FIELDS) == set(ObjectRights.__dataclass_fields__)
