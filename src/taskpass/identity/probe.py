@@ -36,7 +36,7 @@ def probe(process: Process, uid: int, *, broker_directory: Path, broker_uid: int
             return Separation.UID
         if run_bound and _in_sandbox(process, uid, broker_directory, broker_uid):
             return Separation.SANDBOX
-    except (OSError, ValueError, IndexError, KeyError):
+    except (OSError, ValueError, LookupError, StopIteration):
         pass
     return Separation.NONE
 
@@ -78,6 +78,7 @@ def _in_sandbox(process: Process, uid: int, broker_directory: Path, broker_uid: 
 
 @dataclass(frozen=True, slots=True)
 class _Mount:
+    number: str
     device: str
     """``major:minor``"""
     root: PurePosixPath
@@ -93,7 +94,7 @@ def _mounts(text: bytes) -> Iterator[_Mount]:
     for line in os.fsdecode(text).splitlines():
         fields = line.split(" ")
         kind = fields[fields.index("-") + 1]
-        yield _Mount(fields[2], _path(fields[3]), _path(fields[4]), kind)
+        yield _Mount(fields[0], fields[2], _path(fields[3]), _path(fields[4]), kind)
 
 
 def _path(field: str) -> PurePosixPath:
@@ -105,25 +106,31 @@ def _path(field: str) -> PurePosixPath:
 def _sees_directory(root: int, mounts: list[_Mount], directory: Path) -> bool:
     """Whether the broker's directory lies under ``root``: at its own path, or at any path that a mount gives it."""
     wanted = os.stat(directory, follow_symlinks=False)
-    device = f"{os.major(wanted.st_dev)}:{os.minor(wanted.st_dev)}"
     places = {PurePosixPath(directory)}
-    on_device = _place_on_device(directory, device)
+    device, on_device = _place_on_device(directory)
     for mount in mounts:
         if mount.device == device and on_device.is_relative_to(mount.root):
             places.add(mount.point / on_device.relative_to(mount.root))
     return any(_same(root, place, wanted) for place in places)
 
 
-def _place_on_device(directory: Path, device: str) -> PurePosixPath:
-    """Path of ``directory`` within its file system, from our own mounts; raises ``ValueError`` if it is not found."""
+def _place_on_device(directory: Path) -> tuple[str, PurePosixPath]:
+    """Device and path of ``directory`` within its file system, from our own mounts.
+
+    The mount is found by its id: file systems with subvolumes give ``stat`` another device than the mount has. Raises
+    ``ValueError`` if it is not found.
+    """
+    descriptor = os.open(directory, _PLAIN_DIRECTORY)
+    try:
+        with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
+            number = next(line.split()[1] for line in file if line.startswith("mnt_id:"))
+    finally:
+        os.close(descriptor)
     with open("/proc/self/mountinfo", "rb") as file:
-        own = [mount for mount in _mounts(file.read(_MOUNTINFO_BYTES)) if mount.device == device]
-    holding = [mount for mount in own if PurePosixPath(directory).is_relative_to(mount.point)]
-    if not holding:
-        raise ValueError("the broker's directory is on no known mount")
-    # Of several mounts on the path the longest is seen; of several on one point, the one listed last.
-    nearest = max(enumerate(holding), key=lambda pair: (len(pair[1].point.parts), pair[0]))[1]
-    return nearest.root / PurePosixPath(directory).relative_to(nearest.point)
+        for mount in _mounts(file.read(_MOUNTINFO_BYTES)):
+            if mount.number == number:
+                return mount.device, mount.root / PurePosixPath(directory).relative_to(mount.point)
+    raise ValueError("the broker's directory is on no known mount")
 
 
 def _same(root: int, place: PurePosixPath, wanted: os.stat_result) -> bool:
