@@ -1,0 +1,297 @@
+"""A database in memory with an issuer for it: for tests of everything that stands around issuing and taking back.
+
+It keeps the contract of ``issuers.base`` and passes its suite. What can go wrong in a target is a lever of
+``FakeTarget``: it does not answer (``down``), it answers and that is no proof (``unproven``), something blocks cleaning
+(``blocked``), sessions come to life late (``late``), it ends after so many calls (``breaks_after``).
+Not a simulation of PostgreSQL: rights are lists of columns and nothing is ever read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import RLock
+
+from taskpass.core.clock import Clock, Instant, after
+from taskpass.core.errors import Conflict, InvalidInput, ManifestChanged, NotProven, TargetUnavailable
+from taskpass.core.ids import InstallationId, LeaseId, RoleName, lease_of_role
+from taskpass.core.lease import Target
+from taskpass.core.manifest import Column, Kind, Manifest, ObjectRights, is_within
+from taskpass.core.scope import VERBS_OF_LEVEL, Scope
+from taskpass.core.separation import Environment
+from taskpass.issuers.base import (
+    Capabilities,
+    Finding,
+    FoundRole,
+    Inventory,
+    Order,
+    RevocationSpeed,
+    Severity,
+    Taken,
+)
+
+PROOF = "AuthenticationOk,28000"
+
+
+@dataclass(slots=True)
+class Account:
+    """A login role. ``sessions`` holds numbers of open sessions; ``closing`` marks what can never be enabled again."""
+
+    rights: dict[int, frozenset[int]]
+    password: str | None
+    until: Instant
+    can_login: bool = False
+    closing: bool = False
+    sessions: set[int] = field(default_factory=set[int])
+
+
+@dataclass(slots=True)
+class FakeTarget:
+    """The database itself, shared by the issuers of several installations. Its clock is the given one."""
+
+    clock: Clock
+    resource: str = "shop"
+    environment: Environment = Environment.DEV
+    tables: dict[int, tuple[str, str, tuple[str, ...]]] = field(
+        default_factory=lambda: {16384: ("shop", "orders", ("id", "total")), 16385: ("shop", "customers", ("id",))}
+    )
+    accounts: dict[str, Account] = field(default_factory=dict[str, Account])
+    ended: set[str] = field(default_factory=set[str])
+    """Roles that were closed here once: a late effect for them is refused."""
+    epochs: dict[str, int] = field(default_factory=dict[str, int])
+    heads: dict[str, int] = field(default_factory=dict[str, int])
+    log: list[str] = field(default_factory=list[str])
+    """Lines as the server's own log would hold them: what happened, lease, audit head."""
+
+    down: bool = False
+    unproven: str = ""
+    blocked: bool = False
+    late: int = 0
+    findings: list[Finding] = field(default_factory=list[Finding])
+    breaks_after: int | None = None
+    """So many calls are answered, then the target is down."""
+    before: Callable[[str], None] | None = None
+    """Called with the method's name before each effect, outside the lock: for tests of what happens in between."""
+
+    lock: RLock = field(default_factory=RLock, repr=False)
+    _numbers: int = 0
+
+    def login(self, role: str, password: str) -> int:
+        """A session's number; raises ``NotProven`` if the account is refused (as an agent would see it)."""
+        with self.lock:
+            account = self.accounts.get(role)
+            if account is None or account.password != password or self.clock.now() >= account.until:
+                raise NotProven("28P01")
+            if not account.can_login:
+                raise NotProven("28000")
+            self._numbers += 1
+            account.sessions.add(self._numbers)
+            return self._numbers
+
+    def alive(self, session: int) -> bool:
+        with self.lock:
+            return any(session in account.sessions for account in self.accounts.values())
+
+    def described(self) -> Target:
+        return Target(
+            resource=self.resource,
+            issuer="fake",
+            environment=self.environment,
+            address=f"memory:5432/{self.resource}",
+            nodes=(),
+            tls={},
+            login={"file": f"memory/{self.resource}"},
+            cluster="1",
+            database=1,
+        )
+
+
+class FakeIssuer:
+    """One installation's issuer for a ``FakeTarget``."""
+
+    def __init__(self, target: FakeTarget, installation: InstallationId) -> None:
+        self._place = target
+        self._installation = installation
+        self._target = target.described()
+        self.calls: list[tuple[str, str]] = []
+        """(method, role or empty), in order: for tests of what was asked for and how often."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            cuts_open_sessions=True,
+            expires_by_itself=True,
+            revocation=RevocationSpeed.NOW,
+            per_object=True,
+            delivers_endpoint=True,
+        )
+
+    @property
+    def target(self) -> Target:
+        return self._target
+
+    @property
+    def installation(self) -> InstallationId:
+        return self._installation
+
+    def preflight(self, *, thorough: bool = False) -> list[Finding]:
+        self._reach("preflight")
+        rehearsal = [Finding("rehearsal", Severity.OK, "an account was made, used, closed with proof and removed")]
+        return [*self._place.findings, *(rehearsal if thorough else [])]
+
+    def resolve(self, scope: Scope) -> Manifest:
+        self._reach("resolve")
+        with self._place.lock:
+            return self._resolve(scope)
+
+    def estimate_rows(self, manifest: Manifest) -> dict[int, int]:
+        self._reach("estimate_rows")
+        return {item.oid: 100 for item in manifest.objects}
+
+    def create(self, order: Order) -> None:
+        lease = self._effect("create", order.role)
+        if order.manifest.empty:
+            raise InvalidInput("there is nothing to grant")
+        with self._place.lock:
+            now = self._resolve(order.scope)
+            if now.digest() != order.asked or not is_within(order.manifest, now):
+                raise ManifestChanged("the database changed since this was decided", hint="ask again")
+            rights = {item.oid: frozenset(c.number for c in item.columns) for item in order.manifest.objects}
+            known = self._place.accounts.get(order.role)
+            if order.role in self._place.ended or (known and known.rights != rights):
+                raise Conflict("the lease is closing, closed or has other rights", code="lease_ended")
+            until = after(self._place.clock.now(), order.lifetime)
+            sessions = known.sessions if known else set[int]()
+            self._place.accounts[order.role] = Account(rights, order.secret.reveal(), until, sessions=sessions)
+            self._anchor("issue", lease, order.audit_head)
+
+    def enable(self, role: RoleName, *, lifetime: int, audit_head: str) -> None:
+        lease = self._effect("enable", role)
+        with self._place.lock:
+            account = self._place.accounts.get(role)
+            if account is None or account.closing:
+                raise Conflict("the lease was not issued here, or is closing or closed", code="lease_ended")
+            account.can_login = True
+            account.until = after(self._place.clock.now(), lifetime)
+            self._anchor("enable", lease, audit_head)
+
+    def rights(self, role: RoleName) -> dict[int, frozenset[int]]:
+        self._effect("rights", role)
+        with self._place.lock:
+            account = self._place.accounts.get(role)
+            return dict(account.rights) if account and not account.closing else {}
+
+    def close(self, role: RoleName, *, audit_head: str) -> Taken:
+        lease = self._effect("close", role)
+        with self._place.lock:
+            self._anchor("close", lease, audit_head)
+            self._place.ended.add(role)
+            account = self._place.accounts.get(role)
+            if account is None:
+                return Taken(answer="absent", nodes={self._target.address: 2}, absent=True)
+            ended = len(account.sessions)
+            account.can_login, account.closing, account.password = False, True, None
+            account.sessions.clear()
+            if self._place.unproven:
+                raise NotProven(self._place.unproven)
+            return Taken(answer=PROOF, nodes={self._target.address: 2}, ended=ended, took_ms=1)
+
+    def sweep(self, role: RoleName) -> int:
+        self._effect("sweep", role)
+        with self._place.lock:
+            late, self._place.late = self._place.late, 0
+            account = self._place.accounts.get(role)
+            found = len(account.sessions) if account else 0
+            if account:
+                account.sessions.clear()
+            return found + late
+
+    def clean(self, role: RoleName) -> bool:
+        self._effect("clean", role)
+        with self._place.lock:
+            account = self._place.accounts.get(role)
+            if account is None:
+                return True
+            if not account.closing:
+                raise Conflict("only a closed lease is cleaned", code="lease_ended")
+            if self._place.blocked:
+                return False
+            del self._place.accounts[role]
+            return True
+
+    def inventory(self) -> Inventory:
+        self._reach("inventory")
+        with self._place.lock:
+            found = [
+                FoundRole(name, lease_of_role(self._installation, name), account.can_login, len(account.sessions))
+                for name, account in sorted(self._place.accounts.items())
+            ]
+            return Inventory(
+                epoch=self._place.epochs.get(self._installation, 0),
+                own=tuple(role for role in found if role.lease),
+                foreign=tuple(role.name for role in found if not role.lease),
+                now=self._place.clock.now(),
+                audit_seq=self._place.heads.get(self._installation, 0),
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        self._reach("set_epoch")
+        with self._place.lock:
+            self._place.epochs[self._installation] = max(epoch, self._place.epochs.get(self._installation, 0))
+
+    def close_connections(self) -> None:
+        """Nothing is kept open."""
+
+    # ---- helpers ----
+
+    def _effect(self, name: str, role: RoleName) -> LeaseId:
+        lease = lease_of_role(self._installation, role)
+        if lease is None:
+            raise InvalidInput("that account is not one of this installation's")
+        self._reach(name, role)
+        return lease
+
+    def _reach(self, name: str, role: str = "") -> None:
+        if self._place.before:
+            self._place.before(name)
+        with self._place.lock:
+            self.calls.append((name, role))
+            if self._place.breaks_after is not None:
+                self._place.breaks_after -= 1
+                self._place.down = self._place.down or self._place.breaks_after < 0
+            if self._place.down:
+                raise TargetUnavailable(f"{self._place.resource} does not answer")
+
+    def _resolve(self, scope: Scope) -> Manifest:
+        return Manifest(
+            cluster=self._target.cluster,
+            database=self._target.database,
+            database_name=self._place.resource,
+            level=scope.level,
+            objects=tuple(
+                ObjectRights(
+                    oid=oid,
+                    kind=Kind.TABLE,
+                    schema=schema,
+                    name=name,
+                    owner="app_owner",
+                    columns=tuple(Column(number, column) for number, column in enumerate(columns, start=1)),
+                    verbs=VERBS_OF_LEVEL[scope.level],
+                )
+                for oid, (schema, name, columns) in sorted(self._place.tables.items())
+                if scope.wants(schema, name)
+            ),
+        )
+
+    def _anchor(self, what: str, lease: LeaseId, head: str) -> None:
+        self._place.log.append(f"taskpass: {what} installation={self._installation} lease={lease} head={head}")
+        seq = head.split(":", 1)[0]
+        if seq.isdecimal():
+            self._place.heads[self._installation] = max(int(seq), self._place.heads.get(self._installation, 0))
+
+
+def renamed(target: FakeTarget, oid: int, name: str) -> None:
+    """What a migration does between a yes and a grant."""
+    with target.lock:
+        schema, _, columns = target.tables[oid]
+        target.tables = {**target.tables, oid: (schema, name, columns)}
