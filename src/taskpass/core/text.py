@@ -15,10 +15,19 @@ REASON_BYTES = 2000
 NAME_BYTES = 255
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_BLANK = frozenset(
+    [
+        *(0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0),
+        *range(0x180B, 0x1810),
+        *range(0xFE00, 0xFE10),
+        *range(0xE0100, 0xE01F0),
+    ]
+)
+"""Letters and marks that show nothing: with one of them, two different names look alike."""
 
 
 def visible(text: str, *, limit: int | None = None) -> str:
-    """``text`` with every control, format, bidi and unassigned character written as ``\\u{…}``.
+    """``text`` with every control, format, bidi, blank and unassigned character written as ``\\u{…}``.
 
     With ``limit`` the result is cut to that many characters and says how many are not shown, so nothing is ever
     truncated silently.
@@ -30,7 +39,7 @@ def visible(text: str, *, limit: int | None = None) -> str:
 
 
 def _show(character: str) -> str:
-    if unicodedata.category(character) in _HIDDEN:
+    if unicodedata.category(character) in _HIDDEN or ord(character) in _BLANK:
         return f"\\u{{{ord(character):x}}}"
     return "\u0020" if character != " " and unicodedata.category(character) == "Zs" else character
 
