@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from taskpass.core.audit import Record, head_bytes
+from taskpass.core.errors import InvalidInput
 from taskpass.core.ids import InstallationId
 from taskpass.keys.base import Verifier
 
@@ -35,19 +36,19 @@ class Head:
 
 
 def read(path: Path) -> Head | None:
-    """The head in the file, or None if there is none. Raises ``ValueError`` if the file is not one of ours."""
+    """The head in the file, or None if there is none. Raises ``InvalidInput`` if the file is damaged."""
     try:
         with path.open("rb") as stream:
             data = stream.read(_BLOCK_BYTES)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise ValueError("the witness cannot be read") from error
-    content: Any = json.loads(data)
+        raise InvalidInput(f"the head kept outside the database cannot be read: {error.strerror}") from None
     try:
+        content: Any = json.loads(data)
         return Head(int(content["seq"]), str(content["hash"]), str(content["signature"]), str(content["key"]))
-    except (KeyError, TypeError) as error:
-        raise ValueError("the witness is not complete") from error
+    except (KeyError, TypeError, ValueError):
+        raise InvalidInput("the head kept outside the database is damaged") from None
 
 
 class Witness:
@@ -61,7 +62,7 @@ class Witness:
         """Whether the store agrees, asked for the hash that it has at the witness's sequence number."""
         try:
             head = read(self._path)
-        except ValueError:
+        except InvalidInput:
             head = None
         self.contradicted = head is not None and head.seq > 0 and hash_at(head.seq) != head.hash
         return not self.contradicted

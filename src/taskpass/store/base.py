@@ -12,6 +12,7 @@ Contract
     * Errors: ``NotFound`` for an absent row, ``Conflict`` for a lost race or a broken uniqueness,
       ``StoreUnavailable`` for everything that the driver says (locked, full, read-only, corrupt). Driver exceptions
       never escape.
+    * A ``limit`` of None means all: what ends or counts must never miss a row because there are many.
     * Methods block; callers run them in threads. A unit of work belongs to one thread.
 """
 
@@ -82,7 +83,7 @@ class Tasks(Protocol):
     def add(self, task: Task) -> None: ...
     def get(self, task_id: TaskId) -> Task: ...
     def advance(self, task_id: TaskId, event: TaskEvent, at: Instant, *, reason: str) -> Task: ...
-    def list(self, *, state: TaskState | None = None, run: RunId | None = None, limit: int = 200) -> list[Task]:
+    def list(self, *, state: TaskState | None = None, run: RunId | None = None, limit: int | None = None) -> list[Task]:
         """Newest first. ``run`` filters on the run a task was opened in."""
         ...
 
@@ -108,7 +109,7 @@ class Requests(Protocol):
         lapses_at: Instant | None = None,
     ) -> AccessRequest: ...
     def list(
-        self, *, state: RequestState | None = None, task: TaskId | None = None, limit: int = 200
+        self, *, state: RequestState | None = None, task: TaskId | None = None, limit: int | None = None
     ) -> list[AccessRequest]: ...
     def lapsing(self, now: Instant) -> list[AccessRequest]:
         """Pending or approved requests whose ``lapses_at`` has come."""
@@ -143,7 +144,7 @@ class Grants(Protocol):
     def add(self, grant: Grant) -> None: ...
     def get(self, grant_id: GrantId) -> Grant: ...
     def of_request(self, request_id: RequestId) -> Grant | None: ...
-    def list(self, *, task: TaskId | None = None, limit: int = 200) -> list[Grant]: ...
+    def list(self, *, task: TaskId | None = None, limit: int | None = None) -> list[Grant]: ...
 
 
 class Leases(Protocol):
@@ -167,7 +168,7 @@ class Leases(Protocol):
         task: TaskId | None = None,
         grant: GrantId | None = None,
         resource: str | None = None,
-        limit: int = 1000,
+        limit: int | None = None,
     ) -> list[Lease]: ...
     def expiring(self, now: Instant) -> list[Lease]:
         """Intended and active leases whose ``expires_at`` has come."""

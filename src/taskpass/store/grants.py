@@ -27,7 +27,7 @@ class SqlGrants:
         row = self._session.first(select(grants).where(grants.c.request == request_id))
         return codec.grant_of(row) if row else None
 
-    def list(self, *, task: TaskId | None = None, limit: int = 200) -> builtins.list[Grant]:
+    def list(self, *, task: TaskId | None = None, limit: int | None = None) -> builtins.list[Grant]:
         """Newest first."""
         wanted = select(grants).order_by(grants.c.created_at.desc(), grants.c.id.desc()).limit(limit)
         if task is not None:

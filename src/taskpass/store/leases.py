@@ -60,7 +60,7 @@ class SqlLeases:
         task: TaskId | None = None,
         grant: GrantId | None = None,
         resource: str | None = None,
-        limit: int = 1000,
+        limit: int | None = None,
     ) -> builtins.list[Lease]:
         """Newest first."""
         wanted = select(leases).order_by(leases.c.created_at.desc(), leases.c.id.desc()).limit(limit)

@@ -53,7 +53,7 @@ def open_store(
     seen = Witness(witness or path.parent / FILE_NAME)
     try:
         with sqlite.opening(path, timeout=timeout):
-            _bring_up(engine, path)
+            _bring_up(engine, path, create)
             _set_up(engine, clock, entropy, audit_key, create)
         store = SqlStore(engine, path=path, signer=audit_key, witness=seen, timeout=timeout)
         seen.compare(store.hash_at)
@@ -72,20 +72,23 @@ def open_reader(url: str, *, timeout: float = sqlite.BUSY_SECONDS) -> SqlStore:
     try:
         with sqlite.translated(), engine.connect() as connection:
             if _version(connection) is None:
-                raise StoreUnavailable("the store was never set up", code="store_missing")
+                raise _never_set_up()
     except BaseException:
         engine.dispose()
         raise
     return SqlStore(engine, path=path, signer=None, witness=None, timeout=timeout)
 
 
-def _bring_up(engine: Engine, path: Path) -> None:
+def _bring_up(engine: Engine, path: Path, create: Create | None) -> None:
     """Migrate in one transaction under the write lock, so that a second process finds it done or undone."""
     with sqlite.translated(), engine.connect() as connection:
         sqlite.quick_check(connection, path)
     writing = engine.execution_options(**{sqlite.WRITES: True})
     with sqlite.translated(), writing.begin() as connection:
-        if _version(connection) != VERSIONS[-1]:
+        version = _version(connection)
+        if version is None and create is None:
+            raise _never_set_up()
+        if version != VERSIONS[-1]:
             # Alembic is slow to import and rarely needed.
             from taskpass.store.migrations import upgrade
 
@@ -107,12 +110,16 @@ def _version(connection: Connection) -> str | None:
     return str(found)
 
 
+def _never_set_up() -> StoreUnavailable:
+    return StoreUnavailable("the store was never set up", hint="run taskpass init", code="store_missing")
+
+
 def _set_up(engine: Engine, clock: Clock, entropy: Entropy, key: Signer, create: Create | None) -> None:
     writing = engine.execution_options(**{sqlite.WRITES: True})
     with sqlite.translated(), writing.begin() as connection:
         demo = connection.execute(select(installation.c.demo)).scalar()
         if demo is None and create is None:
-            raise StoreUnavailable("the store was never set up", hint="run taskpass init", code="store_missing")
+            raise _never_set_up()
         if demo is not None and create is not None and bool(demo) != create.demo:
             raise Conflict("there is a store already, and only one of the two is a demo", code="store_exists")
         if demo is None and create is not None:

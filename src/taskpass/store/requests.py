@@ -48,7 +48,7 @@ class SqlRequests:
         return self.get(request_id)
 
     def list(
-        self, *, state: RequestState | None = None, task: TaskId | None = None, limit: int = 200
+        self, *, state: RequestState | None = None, task: TaskId | None = None, limit: int | None = None
     ) -> builtins.list[AccessRequest]:
         """Newest first."""
         wanted = select(requests).order_by(requests.c.created_at.desc(), requests.c.id.desc()).limit(limit)

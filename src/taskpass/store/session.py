@@ -7,10 +7,10 @@ engines refuse everything after an error. So after the first error of the driver
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
-from sqlalchemy import Connection, Executable
+from sqlalchemy import Connection, CursorResult, Executable
 from sqlalchemy.exc import SQLAlchemyError
 
 from taskpass.core.errors import Internal, InvalidInput
@@ -39,22 +39,23 @@ class Session:
         self._spent = True
 
     def rows(self, statement: Executable, values: Values | None = None) -> Sequence[Row]:
-        return cast("Sequence[Row]", self._run(statement, values).mappings().all())
+        return cast("Sequence[Row]", self._run(statement, values, lambda result: result.mappings().all()))
 
     def first(self, statement: Executable, values: Values | None = None) -> Row | None:
-        return cast("Row | None", self._run(statement, values).mappings().first())
+        return cast("Row | None", self._run(statement, values, lambda result: result.mappings().first()))
 
     def change(self, statement: Executable, values: Values | None = None) -> int:
         """Run a writing statement; the number of rows it changed."""
         if not self._writable:
             raise Internal("a reading unit of work was asked to write")
-        return self._run(statement, values).rowcount
+        return int(self._run(statement, values, lambda result: result.rowcount))
 
-    def _run(self, statement: Executable, values: Values | None) -> Any:
+    def _run(self, statement: Executable, values: Values | None, take: Callable[[CursorResult[Any]], Any]) -> Any:
         if self._spent:
             raise Internal("a unit of work was used after it ended or failed")
         try:
-            return self._connection.execute(statement, values)
+            # Rows are fetched here too: SQLite finds a damaged page while it reads.
+            return take(cast("CursorResult[Any]", self._connection.execute(statement, values)))
         except (SQLAlchemyError, sqlite3.Error) as error:
             self._spent = True
             raise sqlite.translate(error) from None

@@ -30,7 +30,7 @@ class SqlTasks:
         return self.get(task_id)
 
     def list(
-        self, *, state: TaskState | None = None, run: RunId | None = None, limit: int = 200
+        self, *, state: TaskState | None = None, run: RunId | None = None, limit: int | None = None
     ) -> builtins.list[Task]:
         wanted = select(tasks).order_by(tasks.c.opened_at.desc(), tasks.c.id.desc()).limit(limit)
         if state is not None:

@@ -103,7 +103,9 @@ class SqlStore:
     @contextmanager
     def write(self) -> Generator[SqlUnit]:
         if self._signer is None:
-            raise StoreUnavailable("the store was opened for reading only", code="store_readonly")
+            raise StoreUnavailable(
+                "the store was opened for reading only", hint="this command changes nothing", code="store_readonly"
+            )
         if self._holder == threading.get_ident():
             raise Internal("a unit of work was opened inside another one")
         if not self._turn.acquire(timeout=self._timeout):
@@ -128,18 +130,24 @@ class SqlStore:
         with sqlite.translated():
             connection = engine.connect()
         session = Session(connection, writable=signer is not None)
+        sound = False
         try:
             with sqlite.translated():
                 connection.begin()
-            yield SqlUnit(session, signer)
+            try:
+                yield SqlUnit(session, signer)
+            except BaseException:
+                sound = not session.spent
+                raise
             if session.spent:
                 raise Internal("a unit of work failed and was used on")
             session.close()
             with sqlite.translated():
                 connection.commit()
+            sound = True
         finally:
             session.close()
-            _let_go(connection)
+            _let_go(connection, sound=sound)
 
     def iterate_audit(self, *, after: int = 0) -> Iterator[Record]:
         batch = _BATCH
@@ -167,10 +175,16 @@ class SqlStore:
         self._engine.dispose()
 
 
-def _let_go(connection: Connection) -> None:
-    """Roll back what was not committed and give the connection back; a broken one is thrown away."""
+def _let_go(connection: Connection, *, sound: bool) -> None:
+    """Roll back what was not committed and give the connection back.
+
+    After an error of the driver, above all in a commit, nobody knows whether the transaction is still open: such a
+    connection is thrown away, and SQLite rolls back what it held.
+    """
     try:
         with sqlite.translated():
+            if not sound:
+                connection.invalidate()
             connection.close()
     except TaskpassError:
         connection.invalidate()

@@ -6,6 +6,7 @@ import pytest
 
 from taskpass.audit import witness
 from taskpass.audit.witness import Witness
+from taskpass.core.errors import InvalidInput
 from taskpass.core.ids import InstallationId
 from tests.unit.audit.chains import HOME, TRUSTED, chain
 
@@ -52,7 +53,7 @@ def test_a_head_that_the_store_contradicts_is_left_as_evidence(tmp_path, records
 def test_a_damaged_file_is_no_head_and_is_replaced(tmp_path, content):
     path = tmp_path / "audit-head"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=""):
+    with pytest.raises(InvalidInput):
         witness.read(path)
     kept = Witness(path)
     assert kept.compare(hashes([]))
