@@ -193,6 +193,7 @@ class EmbeddedServer:
         self._account = _account()
         self._given = directory
         self._directory: Path | None = None
+        self._durable = durable
         self._options = dict(_QUIET if durable else {**_QUIET, **_NOT_DURABLE}) | dict(options or {})
         self._tied = tied
         self._process: subprocess.Popen[bytes] | None = None
@@ -324,7 +325,7 @@ class EmbeddedServer:
             self._given.mkdir(mode=0o700, parents=True, exist_ok=True)
             made = self._given
         else:
-            made = Path(tempfile.mkdtemp(prefix="tp-pg-", dir=_short_temporary_directory()))
+            made = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=_place(durable=self._durable)))
         for folder in (made, made / "data", made / "s"):
             folder.mkdir(mode=0o700, exist_ok=True)
             os.chown(folder, self._account.uid, self._account.gid)
@@ -423,6 +424,10 @@ class EmbeddedServer:
                 time.sleep(0.005)
 
 
+_PREFIX = "tp-pg-"
+_MEMORY = Path("/dev/shm")  # noqa: S108
+_MEMORY_BYTES = 2**31
+_SWEEP_SECONDS = 3600
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
 _HBA = """local all all scram-sha-256
 host all all 127.0.0.1/32 scram-sha-256
@@ -445,11 +450,32 @@ def _loaded_at(connection: psycopg.Connection[tuple[Any, ...]]) -> object:
     return row and row[0]
 
 
-def _short_temporary_directory() -> str:
-    """The temporary directory, or /tmp where a socket's path would not fit into 107 bytes."""
+def _place(*, durable: bool) -> str:
+    """Where the directory goes: in memory for a server that need not last, because making files is 15 times quicker."""
+    if not durable and _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _MEMORY_BYTES:
+        _sweep_memory()
+        return str(_MEMORY)
     usual = tempfile.gettempdir()
-    fits = len(os.fsencode(f"{usual}/tp-pg-12345678/s/.s.PGSQL.65535.lock")) <= _SOCKET_PATH_BYTES
+    fits = len(os.fsencode(f"{usual}/{_PREFIX}12345678/s/.s.PGSQL.65535.lock")) <= _SOCKET_PATH_BYTES
     return usual if fits and (os.getuid() != 0 or _enterable(Path(usual).resolve())) else "/tmp"  # noqa: S108
+
+
+def _sweep_memory() -> None:
+    """Remove what servers left whose starter was killed: they are ours, an hour old, and nothing runs in them."""
+    for left in _MEMORY.glob(_PREFIX + "*"):
+        with contextlib.suppress(OSError):
+            state = left.stat()
+            old = time.time() - state.st_mtime > _SWEEP_SECONDS
+            if old and state.st_uid == _account().uid and not _runs_in(left):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _runs_in(directory: Path) -> bool:
+    try:
+        pid = int((directory / "data/postmaster.pid").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return False
+    return Path(f"/proc/{pid}").exists()
 
 
 def _free_port() -> int:

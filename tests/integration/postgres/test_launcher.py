@@ -159,3 +159,15 @@ def test_a_copy_that_somebody_else_could_have_written_is_refused(servers, monkey
             EmbeddedServer(16)
     finally:
         shutil.rmtree(shared)
+
+
+def test_what_a_killed_run_left_in_memory_goes_after_an_hour_and_nothing_else(monkeypatch, tmp_path):
+    monkeypatch.setattr(postgres, "_MEMORY", tmp_path)
+    monkeypatch.setattr(postgres, "_account", lambda: postgres._Account(os.getuid(), os.getgid()))
+    for name, pid in {"tp-pg-old": 2**22 + 1, "tp-pg-running": os.getpid(), "tp-pg-new": 2**22 + 1, "other": 1}.items():
+        (tmp_path / name / "data").mkdir(parents=True)
+        (tmp_path / name / "data/postmaster.pid").write_text(f"{pid}\n")
+        if name != "tp-pg-new":
+            os.utime(tmp_path / name, (1, 1))
+    postgres._sweep_memory()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "tp-pg-new", "tp-pg-running"]
