@@ -56,7 +56,7 @@ def production() -> None:
 
 def rekey(connection: psycopg.Connection[Any]) -> dict[str, object]:
     """A role may change its own password: the agent makes itself one that the broker does not know."""
-    password = "chosen-by-the-agent"  # noqa: S105
+    password = "chosen-by-the-agent"
     connection.execute("SET default_transaction_read_only = off")
     answer = attempt(connection, f"ALTER ROLE CURRENT_USER PASSWORD '{password}'")
     user = connection.info.user
