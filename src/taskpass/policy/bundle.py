@@ -23,19 +23,19 @@ import cedarpy
 from taskpass.core import digest
 from taskpass.core.errors import PolicyInvalid
 from taskpass.core.ids import HumanId
-from taskpass.policy.files import demand_trusted_directory, entries, read_text
+from taskpass.policy.files import Files, read_directory, text_of
 from taskpass.policy.obligations import Terms, parse
 from taskpass.policy.words import one_line
 
 SCHEMA = "schema.cedarschema"
-TESTS = "tests"
+TESTS = "tests/"
 
 ENGINE = "cedar/cedarpy-" + importlib.metadata.version("cedarpy")
 RULES = 1
 """Number of the rules that turn two evaluations into an answer. It counts up when they change."""
 
 _POLICY_FILE = re.compile(r"[a-z0-9][a-z0-9._-]*\.cedar")
-_IGNORED = frozenset({TESTS, "README", "README.md"})
+_IGNORED = frozenset({"README", "README.md"})
 
 Groups = Mapping[str, frozenset[HumanId]]
 
@@ -87,10 +87,14 @@ class Bundle:
 
 
 def load(directory: Path) -> Bundle:
-    """The bundle of ``directory``; raises ``PolicyInvalid``, in one line that names file and policy."""
-    demand_trusted_directory(directory)
-    names = _policy_files(directory)
-    texts = {name: read_text(directory / name) for name in (SCHEMA, *names)}
+    """The bundle of ``directory``; raises ``PolicyInvalid`` if it cannot be trusted or is not valid."""
+    return parse_bundle(read_directory(directory))
+
+
+def parse_bundle(files: Files) -> Bundle:
+    """The bundle that ``files`` hold; raises ``PolicyInvalid``, in one line that names file and policy."""
+    names = _policy_files(files)
+    texts = {name: text_of(files, name) for name in (SCHEMA, *names)}
     schema = _schema(texts[SCHEMA])
     rules: dict[str, Rule] = {}
     for name in names:
@@ -120,17 +124,18 @@ def demand_groups(bundle: Bundle, groups: Groups) -> None:
                 )
 
 
-def _policy_files(directory: Path) -> list[str]:
-    found = [path.name for path in entries(directory)]
-    for name in found:
-        if name != SCHEMA and name not in _IGNORED and not _POLICY_FILE.fullmatch(name):
+def _policy_files(files: Files) -> list[str]:
+    """The names of the policy files. A name that means nothing is refused: its author thought that it does."""
+    for name in files:
+        known = name == SCHEMA or name in _IGNORED or name.startswith(TESTS) or _POLICY_FILE.fullmatch(name)
+        if not known:
             raise PolicyInvalid(
                 f"{one_line(name, 80)} does not belong into the policy directory",
-                hint=f"it may hold {SCHEMA}, files named *.cedar, {TESTS}/ and README.md",
+                hint=f"it may hold {SCHEMA}, files named *.cedar, {TESTS} and README.md",
             )
-    if SCHEMA not in found:
+    if SCHEMA not in files:
         raise PolicyInvalid(f"the policy directory has no {SCHEMA}", hint="taskpass init writes a set to start from")
-    return [name for name in found if _POLICY_FILE.fullmatch(name)]
+    return sorted(name for name in files if _POLICY_FILE.fullmatch(name))
 
 
 def _schema(text: str) -> cedarpy.Schema:

@@ -21,9 +21,8 @@ from taskpass.core.decision import Decision, Evaluation, Obligations, Outcome, c
 from taskpass.core.errors import TaskpassError
 from taskpass.core.ids import HumanId
 from taskpass.core.scope import Level
-from taskpass.policy import bundle as bundles
 from taskpass.policy.base import MAX_OBJECTS, Question
-from taskpass.policy.bundle import ENGINE, Bundle, Groups, demand_groups
+from taskpass.policy.bundle import ENGINE, Bundle, Groups, demand_groups, load
 from taskpass.policy.entities import Asked, ask
 from taskpass.policy.words import one_line
 
@@ -55,7 +54,7 @@ class CedarPolicy:
     @classmethod
     def load(cls, directory: Path, *, groups: Mapping[str, frozenset[HumanId]]) -> CedarPolicy:
         """The policy of ``directory``; raises ``PolicyInvalid`` if bundle or groups are not fit to decide by."""
-        return cls(bundles.load(directory), groups)
+        return cls(load(directory), groups)
 
     @property
     def snapshot(self) -> str:

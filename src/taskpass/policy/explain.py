@@ -16,8 +16,9 @@ from taskpass.core.errors import PolicyInvalid
 from taskpass.core.ids import HumanId
 from taskpass.policy import tables
 from taskpass.policy.base import MAX_OBJECTS, Question
-from taskpass.policy.bundle import Rule
+from taskpass.policy.bundle import Rule, parse_bundle
 from taskpass.policy.cedar import MAX_NAMED, CedarPolicy, Judged
+from taskpass.policy.files import read_directory
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +142,9 @@ def check(directory: Path, groups: Mapping[str, frozenset[HumanId]], *, now: Ins
     With ``now``, policies whose ``@review_by`` has passed are named. Any ``ERROR`` means that nothing is decided.
     """
     try:
-        policy = CedarPolicy.load(directory, groups=groups)
-        results = tables.run(directory, groups=groups)
+        files = read_directory(directory)
+        policy = CedarPolicy(parse_bundle(files), groups)
+        results = tables.run_rows(policy, files)
     except PolicyInvalid as error:
         return [Finding(Mark.ERROR, error.message, error.hint)]
     rules = policy.bundle.rules.values()

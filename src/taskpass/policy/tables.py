@@ -16,11 +16,11 @@ import yaml
 from taskpass.core.decision import Decision, Outcome
 from taskpass.core.errors import InvalidInput, PolicyInvalid
 from taskpass.core.ids import HumanId
-from taskpass.policy import bundle as bundles
 from taskpass.policy.base import Question
+from taskpass.policy.bundle import TESTS, Bundle, parse_bundle
 from taskpass.policy.cedar import CedarPolicy
 from taskpass.policy.example import question
-from taskpass.policy.files import entries, read_text
+from taskpass.policy.files import Files, read_directory, text_of
 from taskpass.policy.words import nearest, one_line
 
 EXPECTED: Mapping[str, str] = {
@@ -76,29 +76,34 @@ def run(directory: Path, *, groups: Mapping[str, frozenset[HumanId]] | None = No
 
     Without ``groups`` each group that a policy names gets two invented members, so that tables run anywhere.
     """
-    bundle = bundles.load(directory)
+    files = read_directory(directory)
+    bundle = parse_bundle(files)
     policy = CedarPolicy(bundle, invented_groups(bundle) if groups is None else groups)
-    return [_run(policy, row) for row in rows(directory / bundles.TESTS)]
+    return run_rows(policy, files)
 
 
-def invented_groups(bundle: bundles.Bundle) -> dict[str, frozenset[HumanId]]:
+def run_rows(policy: CedarPolicy, files: Files) -> list[Result]:
+    """As ``run``, over files that are read already."""
+    return [_run(policy, row) for row in rows(files)]
+
+
+def invented_groups(bundle: Bundle) -> dict[str, frozenset[HumanId]]:
     names = {name for rule in bundle.rules.values() for name in rule.terms.duties.approvers}
     return {name: frozenset({HumanId(f"{name}-1@example"), HumanId(f"{name}-2@example")}) for name in names}
 
 
-def rows(directory: Path) -> Iterator[Row]:
-    """All rows of ``*.yaml`` in ``directory``; none if there is no such directory."""
-    if not directory.is_dir():
-        return
-    for path in entries(directory):
-        if path.suffix != ".yaml":
-            raise PolicyInvalid(f"{path.name} is not a table of tests", hint="tables are files named *.yaml")
-        document = _mapping(_parsed(path), path.name, known=("tests",))
+def rows(files: Files) -> Iterator[Row]:
+    """All rows of ``tests/*.yaml``; none if there are no such files."""
+    for path in sorted(name for name in files if name.startswith(TESTS)):
+        name = path.removeprefix(TESTS)
+        if not name.endswith(".yaml") or "/" in name:
+            raise PolicyInvalid(f"{one_line(path, 80)} is not a table of tests", hint="tables are files named *.yaml")
+        document = _mapping(_parsed(name, text_of(files, path)), name, known=("tests",))
         tests = document.get("tests")
         if not isinstance(tests, list) or not tests:
-            raise PolicyInvalid(f"{path.name} has no rows", hint="list them under tests:")
+            raise PolicyInvalid(f"{name} has no rows", hint="list them under tests:")
         for number, item in enumerate(cast("list[object]", tests), start=1):
-            yield _row(path.name, number, item)
+            yield _row(name, number, item)
 
 
 def _run(policy: CedarPolicy, row: Row) -> Result:
@@ -143,11 +148,11 @@ def _mapping(value: object, where: str, *, known: Mapping[str, str] | tuple[str,
     return cast("dict[str, object]", found)
 
 
-def _parsed(path: Path) -> object:
+def _parsed(name: str, text: str) -> object:
     try:
-        return yaml.load(read_text(path), Loader=_Loader)  # noqa: S506  A SafeLoader that also refuses double keys.
+        return yaml.load(text, Loader=_Loader)  # noqa: S506  A SafeLoader that also refuses double keys.
     except yaml.YAMLError as error:
-        raise PolicyInvalid(f"{path.name} is not valid YAML: {one_line(str(error))}") from None
+        raise PolicyInvalid(f"{name} is not valid YAML: {one_line(str(error))}") from None
 
 
 class _Loader(yaml.SafeLoader):

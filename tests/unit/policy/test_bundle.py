@@ -6,10 +6,10 @@ import os
 
 import pytest
 
+from taskpass.config.places import MAX_BYTES
 from taskpass.core.errors import PolicyInvalid
-from taskpass.policy import bundle as bundles
 from taskpass.policy.cedar import CedarPolicy
-from taskpass.policy.files import MAX_BYTES
+from taskpass.policy.example import question
 
 GOOD = '@id("good") permit (principal, action, resource);\n'
 
@@ -120,7 +120,7 @@ def test_a_directory_without_policies_is_refused(directory):
 
 
 def test_a_missing_directory_is_refused(tmp_path):
-    with pytest.raises(PolicyInvalid, match="cannot be read"):
+    with pytest.raises(PolicyInvalid, match="does not exist"):
         CedarPolicy.load(tmp_path / "nowhere", groups={})
 
 
@@ -139,8 +139,6 @@ def test_a_schema_that_does_not_fit_the_broker_decides_nothing(directory):
     text = directory.path.joinpath("schema.cedarschema").read_text()
     directory.write("schema.cedarschema", text.replace("ttl_s: Long,", "ttl_s: Long, approved_by: String,"))
     directory.write("good.cedar", GOOD)
-    from taskpass.policy.example import question
-
     answer = directory.engine().decide(question({}))
     assert (answer.outcome.word, answer.code) == ("deny", "policy_error")
 
@@ -165,54 +163,54 @@ def test_a_linked_file_is_refused(directory, tmp_path):
     outside.write_text(GOOD)
     outside.chmod(0o600)
     directory.path.joinpath("good.cedar").symlink_to(outside)
-    assert refused(directory) == "good.cedar cannot be read, or is a link"
+    assert refused(directory).endswith("policy/good.cedar is a link")
 
 
 def test_a_linked_directory_is_refused(shipped, tmp_path):
     link = tmp_path / "link"
     link.symlink_to(shipped.path)
     with pytest.raises(PolicyInvalid, match="is a link"):
-        bundles.load(link)
+        CedarPolicy.load(link, groups={})
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602, 0o666])
 def test_a_file_that_others_can_write_is_refused(shipped, mode):
     shipped.path.joinpath("dev.cedar").chmod(mode)
-    assert refused(shipped) == "others can change dev.cedar"
+    assert refused(shipped).endswith("policy/dev.cedar can be written by others")
 
 
-@pytest.mark.parametrize("mode", [0o770, 0o707, 0o1777])
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
 def test_a_directory_that_others_can_write_is_refused(shipped, mode):
     shipped.path.chmod(mode)
-    assert refused(shipped) == "others can change the directory policy"
+    assert refused(shipped).endswith("policy can be written by others")
 
 
 def test_a_directory_above_that_others_can_write_is_refused(shipped):
     shipped.path.parent.chmod(0o777)
-    assert "others can change the directory" in refused(shipped)
+    assert "can be written by others" in refused(shipped)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 @pytest.mark.parametrize("name", ["dev.cedar", "."])
 def test_what_belongs_to_somebody_else_is_refused(shipped, name):
     os.chown(shipped.path / name, 12345, 12345)
-    assert "others can change" in refused(shipped)
+    assert "belongs to another account" in refused(shipped)
 
 
 def test_a_pipe_is_refused_without_waiting(directory):
     os.mkfifo(directory.path / "pipe.cedar", 0o600)
-    assert refused(directory) == "pipe.cedar is not a plain file"
+    assert refused(directory).endswith("pipe.cedar is neither a file nor a directory")
 
 
 def test_a_directory_named_like_a_policy_is_refused(directory):
-    directory.path.joinpath("sub.cedar").mkdir()
+    directory.write("sub.cedar/x.cedar", GOOD)
     assert "sub.cedar" in refused(directory)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_an_unreadable_file_is_refused(shipped):
     shipped.path.joinpath("dev.cedar").chmod(0)
-    assert refused(shipped) == "dev.cedar cannot be read, or is a link"
+    assert "dev.cedar cannot be opened" in refused(shipped)
 
 
 def test_a_file_that_is_too_large_is_refused(directory):
@@ -228,8 +226,6 @@ def test_a_file_that_is_not_utf8_is_refused(directory):
 def test_a_file_that_ends_in_a_comment_does_not_swallow_the_next(directory):
     directory.write("a.cedar", GOOD + "// no newline at the end")
     directory.write("b.cedar", '@id("hard") forbid (principal, action, resource);')
-    from taskpass.policy.example import question
-
     assert directory.engine().decide(question({})).policies == ("hard",)
 
 
@@ -239,7 +235,7 @@ def test_a_message_never_carries_control_characters(directory):
 
 
 def test_rules_know_what_they_look_at(shipped):
-    rules = bundles.load(shipped.path).rules
+    rules = shipped.engine().bundle.rules
     assert rules["needs-separation"].fields == {"resource.env", "context.task.separation"}
     assert rules["needs-separation"].environments == {"staging", "production"}
     assert rules["production-needs-ticket"].fields == {"resource.env", "context.task.ticket"}
