@@ -100,7 +100,8 @@ class PostgresEndpoints:
         try:
             return future.result(CALL_SECONDS)
         except TimeoutError:
-            future.cancel()
+            if not self._loop.is_closed():
+                future.cancel()
             raise Internal("the endpoints' loop does not answer") from None
 
 
