@@ -82,8 +82,8 @@ def verify(
     """Walk ``records`` to the first fault.
 
     ``trusted_key`` comes from the auditor. ``own_keys`` are those that came with the records and serve only when
-    there is none. ``witness`` is the head kept outside the database. ``reviewers`` maps people to
-    their public keys, if known.
+    there is none. ``witness`` is the head kept outside the database, read before the records: a running broker
+    moves it after them, so an honest log would else look cut off. ``reviewers`` maps people to their public keys.
     """
     keys = trusted_key or own_keys
     walk = _Walk(installation, by_seq(anchors), witness, reviewers, start)
@@ -108,12 +108,17 @@ def verify(
         approvals=walk.approvals,
         unsigned=walk.unsigned,
         late=walk.late,
-        notes=tuple(_notes(trusted_key, keys, witness, installation)),
+        notes=tuple(_notes(trusted_key, keys, witness, installation, anchored=walk.anchored > start[0])),
     )
 
 
 def _notes(
-    trusted: Verifier | None, keys: Verifier | None, witness: Head | None, installation: InstallationId
+    trusted: Verifier | None,
+    keys: Verifier | None,
+    witness: Head | None,
+    installation: InstallationId,
+    *,
+    anchored: bool,
 ) -> Iterator[str]:
     if trusted is None:
         yield "self-check only: no trusted key was given, and the broker's own key could have written all of it"
@@ -121,6 +126,8 @@ def _notes(
         yield "signatures were not checked: no key is known"
     if witness and keys and not witness.signed_by(keys, installation):
         yield "the head kept outside the database is not signed by a known key"
+    if witness is None and not anchored:
+        yield "nothing that stands outside was compared, so a log that was cut off at its end would look the same"
 
 
 @dataclass(slots=True)

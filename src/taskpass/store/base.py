@@ -221,6 +221,14 @@ class Unit(Protocol):
         """Raise ``latest_seen`` to ``now`` if it is later, and return the later of the two."""
         ...
 
+    def raise_epoch(self, above: int) -> Installation:
+        """Set the epoch above both ``above`` and its present value: what adopting a restored store does."""
+        ...
+
+    def audit_keys(self) -> dict[str, str]:
+        """Key id to printable public key of every key that ever signed here: for a self-check, no root of trust."""
+        ...
+
 
 class Store(Protocol):
     def write(self) -> AbstractContextManager[Unit]: ...

@@ -6,12 +6,14 @@ Not for: trusting. What is read back is as good as the file; issuing verifies si
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, TypeVar
 
 from taskpass.core import digest
 from taskpass.core.approval import Approval, Method, Verdict
 from taskpass.core.decision import Decision, Delivery, Obligations, Outcome
+from taskpass.core.errors import InvalidInput, StoreUnavailable
 from taskpass.core.grant import Grant
 from taskpass.core.lease import Lease, LeaseState, Target
 from taskpass.core.manifest import Manifest
@@ -22,6 +24,23 @@ from taskpass.core.separation import Environment, Separation
 from taskpass.core.task import Principal, Task, TaskState
 from taskpass.store.base import Run
 from taskpass.store.session import Row
+
+V = TypeVar("V")
+
+
+def _reads(decode: Callable[[Row], V]) -> Callable[[Row], V]:
+    """A row that is not what we write is damage, and says so instead of failing somewhere in the code."""
+
+    @wraps(decode)
+    def checked(row: Row) -> V:
+        try:
+            return decode(row)
+        except (ValueError, KeyError, TypeError, AttributeError, AssertionError, InvalidInput):
+            raise StoreUnavailable(
+                "a record in the store is damaged", hint="run taskpass audit verify", code="store_corrupt"
+            ) from None
+
+    return checked
 
 
 def dump(value: object) -> str:
@@ -43,6 +62,7 @@ def run_row(run: Run) -> dict[str, Any]:
     }
 
 
+@_reads
 def run_of(row: Row) -> Run:
     return Run(**row)
 
@@ -73,6 +93,7 @@ def _fact(row: Row, name: str) -> Fact:
     return Fact(row[name], Provenance[row[f"{name}_provenance"].upper()])
 
 
+@_reads
 def task_of(row: Row) -> Task:
     return Task(
         id=row["id"],
@@ -129,6 +150,7 @@ def request_row(request: AccessRequest) -> dict[str, Any]:
     }
 
 
+@_reads
 def request_of(row: Row) -> AccessRequest:
     return AccessRequest(
         id=row["id"],
@@ -168,6 +190,7 @@ def approval_row(approval: Approval) -> dict[str, Any]:
     }
 
 
+@_reads
 def approval_of(row: Row) -> Approval:
     fields: dict[str, Any] = {
         **row,
@@ -194,6 +217,7 @@ def grant_row(grant: Grant) -> dict[str, Any]:
     }
 
 
+@_reads
 def grant_of(row: Row) -> Grant:
     fields: dict[str, Any] = {
         **row,
@@ -228,6 +252,7 @@ def lease_row(lease: Lease) -> dict[str, Any]:
     }
 
 
+@_reads
 def lease_of(row: Row) -> Lease:
     fields: dict[str, Any] = {
         **row,

@@ -201,7 +201,6 @@ _PRIMARY = {
     sqlite3.SQLITE_READONLY: "store_readonly",
     sqlite3.SQLITE_CORRUPT: "store_corrupt",
     sqlite3.SQLITE_NOTADB: "store_corrupt",
-    sqlite3.SQLITE_MISMATCH: "store_corrupt",
 }
 
 

@@ -59,6 +59,14 @@ def test_the_keys_that_came_with_the_log_never_replace_the_trusted_one():
     assert "trusted key" in report.fault.what
 
 
+def test_that_nothing_outside_was_compared_is_said():
+    records = chain(2)
+    last = records[-1]
+    assert any("cut off" in note for note in verify(records, HOME.id, TRUSTED).notes)
+    assert verify(records, HOME.id, TRUSTED, [Anchor(1, records[0].hash, "line 1")]).notes == ()
+    assert verify(records, HOME.id, TRUSTED, witness=Head(2, last.hash, last.signature, last.key)).notes == ()
+
+
 def test_an_empty_log_is_good_unless_something_stands_outside():
     assert verify([], HOME.id, TRUSTED).ok
     assert verify([], HOME.id, TRUSTED, [Anchor(1, "sha256:" + "0" * 64, "line 1")]).fault.seq == 1

@@ -64,5 +64,5 @@ def _witness(address: str) -> witness.Head | None:
     path = Path(address.removeprefix("sqlite:///")).parent / witness.FILE_NAME
     try:
         return witness.read(path)
-    except ValueError:
+    except InvalidInput:
         return None

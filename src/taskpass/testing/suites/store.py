@@ -128,11 +128,14 @@ class StoreSuite:
                 assert unit.tasks.find_unattached(SPONSOR, "laptop", text) == task
 
     def test_what_cannot_be_stored_is_refused_whole(self, store: Store, records: Records) -> None:
-        task = records.task(repository="\ud800")
-        with pytest.raises(InvalidInput), store.write() as unit:
-            unit.tasks.add(task)
-        with store.read() as unit, pytest.raises(NotFound):
-            unit.tasks.get(task.id)
+        for task in (records.task(repository="\ud800"), records.task(expires_at=Instant(2**63))):
+            with pytest.raises(InvalidInput), store.write() as unit:
+                unit.audit.append(event(), NOW)
+                unit.tasks.add(task)
+            with store.read() as unit:
+                assert unit.audit.head() == (0, GENESIS)
+                with pytest.raises(NotFound):
+                    unit.tasks.get(task.id)
 
     def test_an_absent_record_is_not_found(self, store: Store, records: Records) -> None:
         with store.write() as unit:

@@ -1,0 +1,68 @@
+"""The triggers against hand-written statements, with a connection that has none of our settings."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import pytest
+
+from taskpass.core.errors import StoreUnavailable
+from taskpass.core.request import RequestState
+from taskpass.store.tables import metadata
+from taskpass.testing.suites.records import NOW, Records, event
+
+GUARDED = sorted(metadata.tables.keys() - {"challenges"})
+
+
+@pytest.fixture
+def filled(home, store):
+    """A store with a row in every table; the request's id."""
+    records = Records("0000000z")
+    run = records.run()
+    task = records.task(run=run.id)
+    request = records.request(task.id)
+    approval = records.approval(request.id)
+    grant = records.grant(request)
+    with store.write() as unit:
+        unit.runs.add(run)
+        unit.tasks.add(task)
+        unit.requests.add(request)
+        unit.approvals.add(approval)
+        unit.grants.add(grant)
+        unit.approvals.consume([approval.id], grant.id)
+        unit.leases.add(records.lease(grant))
+        unit.audit.append(event(task=task.id), NOW)
+    return request.id
+
+
+@pytest.mark.parametrize("table", GUARDED)
+@pytest.mark.parametrize("verb", ["INSERT OR REPLACE", "INSERT OR IGNORE", "REPLACE", "INSERT"])
+def test_a_row_cannot_be_put_in_place_of_another(home, filled, table, verb):
+    assert home.raw(f"SELECT COUNT(*) FROM {table}") == [(1,)]
+    with pytest.raises(sqlite3.IntegrityError, match="taskpass"):
+        home.raw(f"{verb} INTO {table} SELECT * FROM {table}")
+
+
+@pytest.mark.parametrize("table", GUARDED)
+def test_a_row_cannot_be_deleted(home, filled, table):
+    with pytest.raises(sqlite3.IntegrityError, match="never deleted"):
+        home.raw(f"DELETE FROM {table}")
+
+
+@pytest.mark.parametrize("column", [column.name for column in metadata.tables["approvals"].columns])
+def test_no_column_of_a_vote_can_be_changed(home, filled, column):
+    with pytest.raises(sqlite3.IntegrityError, match="never changes"):
+        home.raw(f"UPDATE approvals SET {column} = {column}")
+
+
+def test_a_second_installation_cannot_be_put_beside_the_first(home, store):
+    with pytest.raises(sqlite3.IntegrityError):
+        home.raw("INSERT INTO installation SELECT 2, 'x', 1, 1, 0, 0")
+
+
+@pytest.mark.parametrize("column", ["manifest", "scope", "decision", "separation", "environment"])
+def test_a_row_that_was_damaged_is_said_to_be_damaged(home, store, filled, column):
+    home.raw("DROP TRIGGER requests_fixed", f"UPDATE requests SET {column} = '[]'")
+    with store.read() as unit, pytest.raises(StoreUnavailable) as found:
+        unit.requests.list(state=RequestState.PENDING)
+    assert found.value.code == "store_corrupt"
