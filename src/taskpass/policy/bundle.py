@@ -157,12 +157,13 @@ def _validate(name: str, text: str, schema: cedarpy.Schema) -> None:
 def _rules(name: str, text: str) -> Iterator[Rule]:
     try:
         parsed = cast("dict[str, dict[str, dict[str, object]]]", json.loads(cedarpy.policies_to_json_str(text)))
+        if parsed["templates"]:
+            raise PolicyInvalid(f"{name}: templates (?principal, ?resource) are not used here")
+        yield from [_rule(name, policy) for policy in parsed["staticPolicies"].values()]
     except ValueError as error:
         raise PolicyInvalid(f"{name}: {one_line(str(error))}") from None
-    if parsed["templates"]:
-        raise PolicyInvalid(f"{name}: templates (?principal, ?resource) are not used here")
-    for policy in parsed["staticPolicies"].values():
-        yield _rule(name, policy)
+    except RecursionError:
+        raise PolicyInvalid(f"{name}: a condition is nested too deeply", hint="split the policy in two") from None
 
 
 def _rule(name: str, policy: dict[str, object]) -> Rule:

@@ -229,6 +229,13 @@ def test_a_file_that_ends_in_a_comment_does_not_swallow_the_next(directory):
     assert directory.engine().decide(question({})).policies == ("hard",)
 
 
+def test_a_condition_that_is_nested_too_deeply_is_refused(directory):
+    directory.write(
+        "deep.cedar", rule('@id("x")', condition="when { " + " && ".join(["context.approved"] * 600) + " }")
+    )
+    assert refused(directory) == "deep.cedar: a condition is nested too deeply"
+
+
 def test_a_message_never_carries_control_characters(directory):
     directory.write("bad.cedar", rule('@id("x")', condition='when { resource.env == "\x1b[31m\u202e" }'))
     assert not set(refused(directory)) & {"\x1b", "\u202e"}
