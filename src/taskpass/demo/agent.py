@@ -46,7 +46,7 @@ def main() -> int:
     say("staging", code=work("--resource", "orders-staging", "--access", "read", "staging"))
     code, asked = taskpass("request", "--resource", "orders-production", "--reason", REASON, "--json")
     say("asked", code=code, request=asked.get("request"), state=asked.get("state"), error=asked.get("error"))
-    code, answer = taskpass("wait", str(asked.get("request")), "--wait", "60s", "--json")
+    code, answer = taskpass("wait", str(asked.get("request")), "--timeout", "60s", "--json")
     say("decided", code=code, state=answer.get("state"))
     say("production", code=work("--request", str(asked.get("request")), "production"))
     return 0

@@ -34,6 +34,7 @@ class Story:
     stage: Stage
     reviewer: Person
     line: Timeline
+    _direct: psycopg.Connection[Any] | str = "not tried"
 
     def play(self) -> None:
         """Every act in order; claims that do not hold are counted by the timeline."""
@@ -144,10 +145,11 @@ class Story:
         self.line.step(
             "agent", f"holds two connections, one after {cursor['rows']} rows of a cursor, and re-keys its role"
         )
+        self._direct = self._login(rekeyed)
         self.line.claim(
-            "the new password really opens the database (so its refusal later means something)",
-            self._login(rekeyed) == "",
-            found=self._login(rekeyed),
+            "the new password opens the database directly, past the endpoint; that session stays open too",
+            isinstance(self._direct, psycopg.Connection),
+            found=str(self._direct),
         )
         return rekeyed
 
@@ -172,27 +174,31 @@ class Story:
             self.line.claim(f"{what} is dead: {met.get('sqlstate')}", "sqlstate" in met, found=str(met))
         again = self._hear(process, "after_connect")
         self.line.claim("no new connection through the endpoint", bool(again["refused"]), found=str(again))
+        met = _ask(self._direct)
+        self.line.claim(f"the direct session is dead: {met}", met == "57P01", found=met)
         refused = self._login(rekeyed)
-        self.line.claim(f"the agent's own password is refused: {refused}", refused != "", found="it was let in")
+        self.line.claim(
+            f"the agent's own password is refused: {refused}", isinstance(refused, str), found="it was let in"
+        )
         self.line.claim(
             "no session of the role is left", self._sessions(rekeyed) == 0, found=str(self._sessions(rekeyed))
         )
 
     def _audit(self) -> None:
-        key, export = self.stage.root / "audit.pub", self.stage.root / "audit.jsonl"
-        key.write_text(self.stage.taskpass("keys", "ls", "--public").stdout)
+        root = self.stage.root
+        key, export, log = root / "audit.pub", root / "audit.jsonl", root / "production.log"
+        key.write_text(str(_json(self.stage.taskpass("keys", "ls", "--json").stdout)["keys"][0]["public"]) + "\n")
         export.write_text(self.stage.taskpass("audit", "export").stdout)
-        self.line.step("auditor", "taskpass audit verify --trust KEY")
-        good = self.stage.taskpass("audit", "verify", str(export), "--trust", str(key), check=False)
-        self.line.claim(_last_line(good.stdout), good.returncode == 0, found=good.stdout + good.stderr)
-        data = bytearray(export.read_bytes())
-        position = data.rindex(b"lease.closed")
-        data[position] ^= 1
-        export.write_bytes(bytes(data))
-        bad = self.stage.taskpass("audit", "verify", str(export), "--trust", str(key), check=False)
-        said = _last_line(bad.stdout + bad.stderr)
-        self.line.step("auditor", "one byte of one record is flipped, and verified again")
-        self.line.claim(f"it fails and names the record: {said}", bad.returncode != 0 and "record" in said, found=said)
+        log.write_text(self.stage.servers[PRODUCTION].log_text())
+        words = ("audit", "verify", "--trust", str(key), "--file", str(export), "--server-log", str(log))
+        self.line.step("auditor", "taskpass audit verify --trust KEY --server-log production.log")
+        good = self.stage.taskpass(*words, check=False)
+        self.line.claim(_first_line(good.stdout), good.returncode == 0, found=good.stdout + good.stderr)
+        self.line.step("auditor", "one byte of one record is flipped, and the record is verified again")
+        flipped = _flip(export)
+        bad = self.stage.taskpass(*words, check=False)
+        said = _first_line(bad.stdout + bad.stderr)
+        self.line.claim(f"it fails: {said}", bad.returncode != 0 and f"record {flipped}" in said, found=said)
 
     # ---- asking ----
 
@@ -206,21 +212,21 @@ class Story:
             raise RuntimeError(f"the agent was expected to say {event!r}: {text.strip()[:400]!r} {visible(log)}")
         return said
 
-    def _login(self, rekeyed: Said) -> str:
-        """Log in to production directly with the password that the agent chose: empty if it works."""
+    def _login(self, rekeyed: Said) -> psycopg.Connection[Any] | str:
+        """A direct session on production with the password that the agent chose, or what the server said."""
         server = self.stage.servers[PRODUCTION]
         try:
-            psycopg.connect(
+            return psycopg.connect(
                 host=server.host,
                 port=server.port,
                 dbname="orders",
                 user=str(rekeyed["role"]),
                 password=str(rekeyed["password"]),
                 connect_timeout=5,
-            ).close()
+                autocommit=True,
+            )
         except psycopg.OperationalError as error:
             return str(error).strip().splitlines()[-1].rsplit("FATAL:", 1)[-1].strip()
-        return ""
 
     def _sessions(self, rekeyed: Said) -> int:
         with self.stage.servers[PRODUCTION].connect() as connection:
@@ -228,6 +234,17 @@ class Story:
                 "SELECT count(*) FROM pg_stat_activity WHERE usename = %s", [rekeyed["role"]]
             ).fetchone()
         return int(row[0]) if row else -1
+
+
+def _ask(session: psycopg.Connection[Any] | str) -> str:
+    """The SQLSTATE that an open session now meets, or ``alive``."""
+    if isinstance(session, str):
+        return session
+    try:
+        session.execute("SELECT 1")
+    except psycopg.Error as error:
+        return error.sqlstate or type(error).__name__
+    return "alive"
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -252,6 +269,14 @@ def _first(said: Said) -> str:
     return f"{int(row[0]):,}" if str(row[0]).isdecimal() else str(row[0])
 
 
-def _last_line(text: str) -> str:
-    lines = [line for line in text.strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else "(nothing)"
+def _first_line(text: str) -> str:
+    return next((line.strip() for line in text.splitlines() if line.strip()), "(nothing)")
+
+
+def _flip(export: Path) -> int:
+    """Change one letter of the record that says the production access was closed; its number."""
+    lines = export.read_text().splitlines(keepends=True)
+    number = max(index for index, line in enumerate(lines) if "lease.closed" in line)
+    lines[number] = lines[number].replace("AuthenticationOk", "AuthenticationOl", 1)
+    export.write_text("".join(lines))
+    return int(_json(lines[number])["seq"])
