@@ -9,6 +9,9 @@ from functools import partial
 from taskpass.broker.context import Broker
 from taskpass.broker.take_back import close_lease, take_back
 from taskpass.core.audit import Event
+from taskpass.core.clock import Instant
+from taskpass.core.errors import StoreUnavailable
+from taskpass.core.guard import effective_now
 from taskpass.core.ids import LeaseId, TaskId
 from taskpass.core.lease import UNENDED, Lease
 from taskpass.core.request import RequestEvent, RequestState
@@ -17,6 +20,9 @@ from taskpass.store.base import Unit
 
 CLOSERS = 8
 """Leases that one call closes side by side; a slow target delays only its own."""
+
+
+_DROP = {RequestState.PENDING: RequestEvent.CANCEL, RequestState.APPROVED: RequestEvent.WITHDRAW}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,40 +36,77 @@ class Completed:
 
 
 def complete_task(broker: Broker, task_id: TaskId, *, actor: str, reason: str) -> Completed:
-    """End the task and everything under it. Idempotent; a parent ends its children first."""
+    """End the task and everything under it. Idempotent; a parent ends its children first.
+
+    Raises ``StoreUnavailable`` if the end could not be recorded; its leases were taken back then all the same.
+    """
+    leases = close_all(broker, end_task(broker, task_id, actor=actor, reason=reason))
     with broker.store.read() as unit:
         task = unit.tasks.get(task_id)
-        children = unit.tasks.children(task_id)
-    ended: list[Lease] = []
-    for child in children:
-        ended.extend(complete_task(broker, child.id, actor=actor, reason="parent_ended").leases)
-    with broker.store.write() as unit:
-        task = unit.tasks.get(task_id)
-        if task.state is TaskState.OPEN:
-            task = _end(broker, unit, task, actor, reason)
+    if task.state is TaskState.OPEN:
+        raise StoreUnavailable("the end of the task could not be recorded", hint="its accesses were taken back")
+    return Completed(task, tuple(leases))
+
+
+def end_task(broker: Broker, task_id: TaskId, *, actor: str, reason: str) -> list[LeaseId]:
+    """Record the end of the task and of those under it and take their leases back; the leases, for closing.
+
+    Nothing here waits for a target, so a slow one under one child delays no other child's end.
+    """
+    with broker.store.read() as unit:
+        below = unit.tasks.children(task_id)
+    ended: list[LeaseId] = []
+    for child in sorted(below, key=lambda task: -len(task.principal.parents)):
+        ended += _end_one(broker, child.id, actor, "parent_ended")
+    ended += _end_one(broker, task_id, actor, reason)
+    with broker.store.read() as unit:
+        late = unit.tasks.children(task_id)
+    for child in late:  # opened between the first look and the end of its parent; no more can come
+        ended += _end_one(broker, child.id, actor, "parent_ended")
+    return ended
+
+
+def _end_one(broker: Broker, task_id: TaskId, actor: str, reason: str) -> list[LeaseId]:
+    try:
+        with broker.store.write() as unit:
+            task = unit.tasks.get(task_id)
+            if task.state is TaskState.OPEN:
+                _end(broker, unit, task, actor, reason)
+    except StoreUnavailable:
+        pass  # what the task holds is taken back all the same; whoever asked finds the task still open
+    with broker.store.read() as unit:
         open_leases = [lease.id for lease in unit.leases.list(states=UNENDED, task=task_id)]
-    ended.extend(end_leases(broker, open_leases, reason="task_ended", actor=actor))
-    return Completed(task, tuple(ended))
+    take_back(broker, open_leases, reason="task_ended", actor=actor)
+    return open_leases
 
 
-def _end(broker: Broker, unit: Unit, task: Task, actor: str, reason: str) -> Task:
+def _end(broker: Broker, unit: Unit, task: Task, actor: str, reason: str) -> None:
     now = broker.now(unit)
-    ended = unit.tasks.advance(task.id, TaskEvent.COMPLETE, now, reason=reason)
+    unit.tasks.advance(task.id, TaskEvent.COMPLETE, now, reason=reason)
+    dropped: list[str] = []
     for request in unit.requests.list(task=task.id):
-        if request.state is RequestState.PENDING:
-            unit.requests.advance(request.id, RequestEvent.CANCEL, now)
-        elif request.state is RequestState.APPROVED:
-            unit.requests.advance(request.id, RequestEvent.WITHDRAW, now)
+        event = _DROP.get(request.state)
+        if event:
+            unit.requests.advance(request.id, event, now)
+            dropped.append(request.id)
     unit.audit.append(
-        Event("task.completed", actor, {"task": task.id}, {"reason": reason, "principal": task.principal.to_json()}),
+        Event(
+            "task.completed",
+            actor,
+            {"task": task.id},
+            {"reason": reason, "principal": task.principal.to_json(), "requests_cancelled": dropped},
+        ),
         now,
     )
-    return ended
 
 
 def end_leases(broker: Broker, lease_ids: list[LeaseId], *, reason: str, actor: str) -> list[Lease]:
     """Take back and close side by side; the leases as they stand afterwards."""
     take_back(broker, lease_ids, reason=reason, actor=actor)
+    return close_all(broker, lease_ids)
+
+
+def close_all(broker: Broker, lease_ids: list[LeaseId]) -> list[Lease]:
     if lease_ids:
         with ThreadPoolExecutor(max_workers=min(CLOSERS, len(lease_ids)), thread_name_prefix="close") as pool:
             list(pool.map(partial(close_lease, broker), lease_ids))
@@ -72,10 +115,20 @@ def end_leases(broker: Broker, lease_ids: list[LeaseId], *, reason: str, actor: 
 
 
 def end_expired_tasks(broker: Broker) -> int:
-    """Complete open tasks whose absolute end has come; how many."""
+    """End open tasks whose absolute end has come, or whose run ended with a broker that crashed on it; how many.
+
+    Their leases are taken back; closing them is the sweeper's.
+    """
     with broker.store.read() as unit:
-        now = max(broker.clock.now(), unit.installation.latest_seen)
-        expired = [task for task in unit.tasks.list(state=TaskState.OPEN, limit=10_000) if task.expires_at <= now]
-    for task in expired:
-        complete_task(broker, task.id, actor="broker", reason="expired")
-    return len(expired)
+        now = effective_now(broker.clock.now(), unit.installation.latest_seen)
+        over = {task.id: why for task in unit.tasks.list(state=TaskState.OPEN) if (why := _why_over(unit, task, now))}
+    for task_id, why in over.items():
+        end_task(broker, task_id, actor="broker", reason=why)
+    return len(over)
+
+
+def _why_over(unit: Unit, task: Task, now: Instant) -> str:
+    if task.expires_at <= now:
+        return "expired"
+    run = task.principal.run
+    return "run_ended" if run and unit.runs.get(run).ended_at is not None else ""

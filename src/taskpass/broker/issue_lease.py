@@ -6,12 +6,13 @@ active is durable. Whatever fails after the intent ends in ``closing`` (design: 
 
 from __future__ import annotations
 
+import contextlib
 from base64 import urlsafe_b64encode
 from dataclasses import dataclass
 
 from taskpass.broker.context import Broker
-from taskpass.broker.open_task import own_task
-from taskpass.broker.request_access import question
+from taskpass.broker.debt import refuse_debtors
+from taskpass.broker.request_access import digest_of, own_request, question
 from taskpass.broker.review_request import count_votes
 from taskpass.broker.take_back import close_lease, take_back
 from taskpass.core.approval import Tally
@@ -20,12 +21,12 @@ from taskpass.core.clock import Instant, after, seconds_between
 from taskpass.core.decision import Decision, Delivery, Outcome
 from taskpass.core.errors import Conflict, Denied, Expired, ObligationUnmet, Pending, TaskpassError
 from taskpass.core.grant import Grant
-from taskpass.core.guard import demand_sane_clock
+from taskpass.core.guard import demand_sane_clock, effective_now
 from taskpass.core.ids import GrantId, LeaseId, RequestId, role_name
 from taskpass.core.lease import Lease, LeaseEvent, LeaseState
 from taskpass.core.request import AccessRequest, RequestEvent, RequestState
 from taskpass.core.secret import Secret
-from taskpass.core.task import Task
+from taskpass.core.task import Task, TaskState
 from taskpass.gateways.base import Endpoint, EndpointOrder
 from taskpass.identity.base import Caller
 from taskpass.issuers.base import Order
@@ -33,6 +34,11 @@ from taskpass.store.base import Unit
 
 SECRET_BYTES = 32
 """256 random bits: a SCRAM verifier with one iteration is then as good as one with many."""
+
+
+MAX_LIVE_OF_TASK = 3
+MAX_LIVE_OF_SPONSOR = 10
+"""Leases that may be usable at a time, those that are not proven closed included (threats.md, item 22)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,21 +66,25 @@ def issue_lease(broker: Broker, caller: Caller, request_id: RequestId, *, until_
     intent = _record_intent(broker, caller, request_id)
     secret = Secret(urlsafe_b64encode(broker.entropy.bytes(SECRET_BYTES)).decode())
     try:
-        endpoint = _carry_out(broker, caller, intent, secret)
+        with broker.closing.hold(intent.lease.id):
+            _make(broker, intent, secret)
+        endpoint = broker.endpoints.open(_endpoint_order(broker, caller, intent, secret))
+        if until_process_ends:
+            broker.holders.watch_lease(intent.lease.id, caller)
+        # A revocation that came before the endpoint was open found nothing to cut.
+        lease, _ = _demand_state(broker, intent.lease, LeaseState.ACTIVE)
     except BaseException as error:
         _undo(broker, intent, error)
         raise
-    if until_process_ends:
-        broker.holders.watch_lease(intent.lease.id, caller)
-    with broker.store.read() as unit:
-        return Issued(unit.leases.get(intent.lease.id), endpoint)
+    return Issued(lease, endpoint)
 
 
 def _record_intent(broker: Broker, caller: Caller, request_id: RequestId) -> _Intent:
     with broker.store.read() as unit:
-        request = unit.requests.get(request_id)
-        task = own_task(broker, unit, caller, request.task)
-    _demand_usable(request)
+        request, task = own_request(broker, unit, caller, request_id)
+        now = effective_now(broker.clock.now(), unit.installation.latest_seen)
+    _demand_usable(request, now)
+    refuse_debtors(broker, task, request.scope.resource)
     resource = broker.resource(request.scope.resource)
     broker.fitness.demand(resource.name)
     decision = broker.policy.decide(
@@ -83,12 +93,12 @@ def _record_intent(broker: Broker, caller: Caller, request_id: RequestId) -> _In
     _demand_not_denied(broker, request, decision)
     with broker.store.write() as unit:
         request = unit.requests.get(request_id)
-        _demand_usable(request)
+        _demand_usable(request, broker.now(unit))
         return _intend(broker, unit, request, task, decision)
 
 
-def _demand_usable(request: AccessRequest) -> None:
-    if request.state is RequestState.APPROVED:
+def _demand_usable(request: AccessRequest, now: Instant) -> None:
+    if request.state is RequestState.APPROVED and now < request.lapses_at:
         return
     if request.state is RequestState.PENDING:
         raise Pending("a person has not decided yet", hint=f"taskpass wait {request.id}")
@@ -96,7 +106,7 @@ def _demand_usable(request: AccessRequest) -> None:
         raise Denied("the request was denied", hint="ask for less, or ask a person why", code=request.decision.code)
     if request.state is RequestState.FULFILLED:
         raise Conflict("this request has been used", hint="ask again for another lease", code="already_used")
-    raise Expired(f"the request is {request.state}", hint="ask again")
+    raise Expired("the request has ended", hint="ask again")
 
 
 def _demand_not_denied(broker: Broker, request: AccessRequest, decision: Decision) -> None:
@@ -118,9 +128,11 @@ def _demand_not_denied(broker: Broker, request: AccessRequest, decision: Decisio
 def _intend(broker: Broker, unit: Unit, request: AccessRequest, task: Task, decision: Decision) -> _Intent:
     now = broker.now(unit)
     demand_sane_clock(broker.clock.now(), unit.installation.latest_seen)
+    _demand_unchanged(unit, request, task)
+    _demand_budget(unit, task)
     manifest, lifetime, counted = request.manifest, request.lifetime, None
     if Outcome.NEEDS_APPROVAL in (decision.outcome, request.decision.outcome):
-        counted = _demand_votes(broker, unit, request, task)
+        counted = _demand_votes(broker, unit, request, task, decision)
         manifest, lifetime = counted.manifest, counted.lifetime
     _demand_obligations(decision)
     lifetime = min(lifetime, decision.obligations.max_ttl)
@@ -151,8 +163,27 @@ def _intend(broker: Broker, unit: Unit, request: AccessRequest, task: Task, deci
     return _Intent(lease, grant, request, task, f"{record.seq}:{record.hash}")
 
 
-def _demand_votes(broker: Broker, unit: Unit, request: AccessRequest, task: Task) -> Tally:
-    counted = count_votes(broker, unit, request, task)
+def _demand_unchanged(unit: Unit, request: AccessRequest, task: Task) -> None:
+    """The row must still be what was decided: its digest is computed again from its parts and the present epoch."""
+    if unit.tasks.get(task.id).state is not TaskState.OPEN:
+        raise Expired("the task has ended", hint="open a new one")
+    scope, snapshot = request.scope, request.decision.snapshot
+    expected = digest_of(unit, task, scope.resource, request.environment, request.manifest, request.lifetime, snapshot)
+    if expected != request.digest:
+        raise Conflict("the request is not what was decided any more", hint="ask again", code="request_void")
+
+
+def _demand_budget(unit: Unit, task: Task) -> None:
+    if unit.leases.count_live(task=task.id) >= MAX_LIVE_OF_TASK:
+        raise Conflict("this task has enough open accesses", hint="release one first", code="too_many_leases")
+    if unit.leases.count_live(sponsor=task.principal.sponsor) >= MAX_LIVE_OF_SPONSOR:
+        raise Conflict("your tasks have enough open accesses", hint="release one first", code="too_many_leases")
+
+
+def _demand_votes(broker: Broker, unit: Unit, request: AccessRequest, task: Task, decision: Decision) -> Tally:
+    """By the stricter of the duties at the time of the question and of those now."""
+    duties = request.decision.obligations.stricter(decision.obligations)
+    counted = count_votes(broker, unit, request, task, duties)
     if not counted.sufficient:
         raise Denied(
             "the approval does not hold for what would be issued now",
@@ -206,8 +237,14 @@ def _intended(lease: Lease, grant: Grant, task: Task, decision: Decision, counte
     )
 
 
-def _carry_out(broker: Broker, caller: Caller, intent: _Intent, secret: Secret) -> Endpoint:
+def _make(broker: Broker, intent: _Intent, secret: Secret) -> None:
+    """Create, record, enable, in turn with every close of this lease.
+
+    Each step demands that the lease was not taken back meanwhile, and lasts no longer than what is left of it by the
+    latest time seen: a clock set back on the way prolongs nothing.
+    """
     lease, issuer = intent.lease, broker.issuer(intent.grant.resource)
+    _, lifetime = _demand_state(broker, lease, LeaseState.INTENDED)
     issuer.create(
         Order(
             lease=lease.id,
@@ -215,25 +252,31 @@ def _carry_out(broker: Broker, caller: Caller, intent: _Intent, secret: Secret) 
             scope=intent.request.scope,
             asked=intent.grant.asked,
             manifest=intent.grant.manifest,
-            lifetime=seconds_between(broker.clock.now(), lease.expires_at),
+            lifetime=lifetime,
             secret=secret,
             audit_head=intent.head,
         )
     )
     with broker.store.write() as unit:
         now = broker.now(unit)
-        active = unit.leases.advance(lease.id, LeaseEvent.CREATED, now)
-        if now >= active.expires_at:
-            raise Expired("the lease ran out while it was being made", hint="ask again")
+        unit.leases.advance(lease.id, LeaseEvent.CREATED, now)
         record = unit.audit.append(
             Event("lease.activated", "broker", {"task": lease.task, "lease": lease.id}, {"role": lease.role}), now
         )
-    issuer.enable(
-        lease.role,
-        lifetime=max(1, seconds_between(broker.clock.now(), lease.expires_at)),
-        audit_head=f"{record.seq}:{record.hash}",
-    )
-    return broker.endpoints.open(_endpoint_order(broker, caller, intent, secret))
+    _, lifetime = _demand_state(broker, lease, LeaseState.ACTIVE)
+    issuer.enable(lease.role, lifetime=lifetime, audit_head=f"{record.seq}:{record.hash}")
+
+
+def _demand_state(broker: Broker, lease: Lease, state: LeaseState) -> tuple[Lease, int]:
+    """The lease as it is now, and the whole seconds left of it; raises if it was taken back or has run out."""
+    with broker.store.read() as unit:
+        lease = unit.leases.get(lease.id)
+        left = seconds_between(effective_now(broker.clock.now(), unit.installation.latest_seen), lease.expires_at)
+    if lease.state is not state or broker.late.is_closing(lease.id):
+        raise Conflict("the access was taken back while it was being made", hint="ask again", code="taken_back")
+    if left < 1:
+        raise Expired("the lease ran out while it was being made", hint="ask again")
+    return lease, left
 
 
 def _endpoint_order(broker: Broker, caller: Caller, intent: _Intent, secret: Secret) -> EndpointOrder:
@@ -256,5 +299,6 @@ def _endpoint_order(broker: Broker, caller: Caller, intent: _Intent, secret: Sec
 def _undo(broker: Broker, intent: _Intent, error: BaseException) -> None:
     """Nothing usable is left: the lease goes to ``closing`` and is closed now or by the sweeper."""
     code = error.code if isinstance(error, TaskpassError) else "internal"
-    for lease in take_back(broker, [intent.lease.id], reason=f"issue_failed:{code}", actor="broker"):
-        close_lease(broker, lease.id)
+    with contextlib.suppress(TaskpassError):
+        take_back(broker, [intent.lease.id], reason=f"issue_failed:{code}", actor="broker")
+        close_lease(broker, intent.lease.id)

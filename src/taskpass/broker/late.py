@@ -1,7 +1,7 @@
 """Events of taking back that could not be recorded when they happened.
 
 The one exception to record-first: if the store cannot be written, access is taken back all the same, the event is kept
-here (and on stderr by the runtime) and recorded later, marked *late*. Nothing else may use this.
+here and recorded later, marked *late*. Nothing else may use this.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from dataclasses import dataclass, replace
 from taskpass.core.audit import Event
 from taskpass.core.clock import Instant
 from taskpass.core.errors import TaskpassError
-from taskpass.core.ids import LeaseId
+from taskpass.core.ids import LeaseId, RunId
+
+CLOSING, CLOSED = "lease.closing", "lease.closed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,28 +33,57 @@ class LateBook:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._flushing = threading.Lock()
         self._entries: list[LateEntry] = []
+        self._runs: dict[RunId, str] = {}
 
-    def add(self, entry: LateEntry) -> None:
+    def add(self, entry: LateEntry) -> bool:
+        """False if the same step of the same lease is waiting already: an outage must not make the book grow."""
         with self._lock:
+            if any(held.lease == entry.lease and held.event.name == entry.event.name for held in self._entries):
+                return False
             self._entries.append(replace(entry, event=replace(entry.event, late=True)))
+            return True
 
     def pending(self) -> int:
         with self._lock:
             return len(self._entries)
 
+    def is_closing(self, lease: LeaseId) -> bool:
+        """Whether ``lease`` was taken back while the store still calls it active."""
+        with self._lock:
+            return any(held.lease == lease and held.event.name == CLOSING for held in self._entries)
+
+    def unclosed(self) -> list[LeaseId]:
+        """Leases that were taken back here and are not proven closed yet: the store cannot name them."""
+        with self._lock:
+            closed = {held.lease for held in self._entries if held.event.name == CLOSED}
+            return [held.lease for held in self._entries if held.event.name == CLOSING and held.lease not in closed]
+
+    def add_run(self, run: RunId, reason: str) -> None:
+        """A run whose end could not be recorded."""
+        with self._lock:
+            self._runs[run] = reason
+
+    def take_runs(self) -> dict[RunId, str]:
+        """The runs to be ended again; they are not kept."""
+        with self._lock:
+            taken, self._runs = self._runs, {}
+        return taken
+
     def flush(self, record: Callable[[LateEntry], None]) -> int:
         """Record what is waiting, oldest first, and stop at the first that still fails; the number recorded."""
         done = 0
-        while True:
-            with self._lock:
-                if not self._entries:
+        with self._flushing:
+            while True:
+                with self._lock:
+                    if not self._entries:
+                        return done
+                    entry = self._entries[0]
+                try:
+                    record(entry)
+                except TaskpassError:
                     return done
-                entry = self._entries[0]
-            try:
-                record(entry)
-            except TaskpassError:
-                return done
-            with self._lock:
-                self._entries.pop(0)
-            done += 1
+                with self._lock:
+                    self._entries.pop(0)
+                done += 1

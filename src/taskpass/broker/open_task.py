@@ -14,10 +14,13 @@ from taskpass.core.task import Principal, Task, TaskState
 from taskpass.core.text import accept
 from taskpass.identity.base import Caller
 from taskpass.identity.spiffe import agent_id
-from taskpass.store.base import Unit
+from taskpass.store.base import Run, Unit
 
 MAX_DEPTH = 4
 """A chain of tasks opened inside tasks is at most this long."""
+
+MAX_OPEN = 64
+"""Open tasks of one run, and of one sponsor outside any run: branch and repository are words that an agent chooses."""
 
 TASK_SECONDS = ABSOLUTE_MAX_TTL
 
@@ -41,21 +44,35 @@ def open_task(broker: Broker, caller: Caller, *, repository: str, branch: str, t
 
 def _inside_run(broker: Broker, unit: Unit, caller: Caller, facts: tuple[Fact, ...], now: Instant) -> Task:
     assert caller.run is not None
-    run = unit.runs.get(caller.run)
-    if not run.namespace or run.ended_at is not None:
-        raise NotAuthenticated(
-            "this run is not bound to a sandbox", hint="start the agent with taskpass run", code="run_not_bound"
-        )
+    run = _live_run(unit, caller.run)
     open_tasks = unit.tasks.list(state=TaskState.OPEN, run=run.id)
     for task in open_tasks:
         if (task.repository, task.branch, task.ticket) == facts:
             return task
-    root = min(open_tasks, key=lambda task: task.opened_at, default=None)
+    _demand_room(open_tasks)
+    # The run's own task is the one without parents; by time alone a tie could make a child the root.
+    root = min(open_tasks, key=lambda task: (len(task.principal.parents), task.opened_at), default=None)
     parents = (*root.principal.parents, root.id) if root else ()
     if len(parents) >= MAX_DEPTH:
         raise Denied("tasks are nested too deeply", hint="complete the inner task first", code="too_deep")
     end = min(after(now, TASK_SECONDS), root.expires_at) if root else after(now, TASK_SECONDS)
     return _add(broker, unit, caller, facts, now, end, run.sponsor, run.tool, run.id, parents)
+
+
+def _live_run(unit: Unit, run_id: RunId) -> Run:
+    run = unit.runs.get(run_id)
+    if run.ended_at is not None:
+        raise NotAuthenticated("this run has ended", hint="start the agent with taskpass run", code="run_ended")
+    if not run.namespace:
+        raise NotAuthenticated(
+            "this run is not bound to a sandbox", hint="start the agent with taskpass run", code="run_not_bound"
+        )
+    return run
+
+
+def _demand_room(open_tasks: list[Task]) -> None:
+    if len(open_tasks) >= MAX_OPEN:
+        raise Conflict("too many tasks are open here", hint="complete one first", code="too_many_tasks")
 
 
 def _unattached(broker: Broker, unit: Unit, caller: Caller, facts: tuple[Fact, ...], now: Instant) -> Task:
@@ -65,6 +82,7 @@ def _unattached(broker: Broker, unit: Unit, caller: Caller, facts: tuple[Fact, .
         return found
     if found:
         raise Conflict("the earlier task here has just run out", hint="try again in a second", code="task_ending")
+    _demand_room(_outside_runs(broker, unit, sponsor))
     return _add(broker, unit, caller, facts, now, after(now, TASK_SECONDS), sponsor, "unattached", None, ())
 
 
@@ -111,17 +129,11 @@ def own_task(broker: Broker, unit: Unit, caller: Caller, task_id: str | None) ->
     A task of anyone else is reported as absent. ``TASKPASS_TASK`` ends up here: it selects among the caller's own tasks
     and grants nothing.
     """
-    mine = (
-        unit.tasks.list(state=TaskState.OPEN, run=caller.run)
-        if caller.run
-        else [
-            task
-            for task in unit.tasks.list(state=TaskState.OPEN)
-            if task.principal.run is None
-            and task.principal.sponsor == broker.human_of_uid(caller.uid)
-            and task.principal.machine == broker.machine
-        ]
-    )
+    if caller.run:
+        _live_run(unit, caller.run)
+        mine = unit.tasks.list(state=TaskState.OPEN, run=caller.run)
+    else:
+        mine = _outside_runs(broker, unit, broker.human_of_uid(caller.uid))
     if task_id is not None:
         for task in mine:
             if task.id == task_id:
@@ -132,6 +144,14 @@ def own_task(broker: Broker, unit: Unit, caller: Caller, task_id: str | None) ->
     if not mine:
         raise NotFound("no task is open here", hint="open one with taskpass task open", code="no_task")
     raise Conflict("several tasks are open here", hint="name one with --task or TASKPASS_TASK", code="which_task")
+
+
+def _outside_runs(broker: Broker, unit: Unit, sponsor: HumanId) -> list[Task]:
+    return [
+        task
+        for task in unit.tasks.list(state=TaskState.OPEN)
+        if task.principal.run is None and task.principal.sponsor == sponsor and task.principal.machine == broker.machine
+    ]
 
 
 def _reached(task: Task, caller: Caller) -> Task:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from taskpass.broker.context import Broker
-from taskpass.broker.take_back import take_back
+from taskpass.broker.take_back import WRITTEN_OFF, take_back
 from taskpass.core.audit import Event
 from taskpass.core.errors import Conflict, NotFound, TaskpassError
 from taskpass.core.ids import RoleName
-from taskpass.core.lease import Lease, LeaseState, Target
+from taskpass.core.lease import UNENDED, Lease, LeaseEvent, LeaseState, Target
 from taskpass.issuers.base import FoundRole, Inventory, Issuer
 
 
@@ -30,7 +30,7 @@ class Reconciled:
 def take_back_unserved(broker: Broker) -> int:
     """At start, before anything is served: no endpoint of an earlier process exists any more."""
     with broker.store.read() as unit:
-        left = [x.id for x in unit.leases.list(states=[LeaseState.INTENDED, LeaseState.ACTIVE], limit=100_000)]
+        left = [x.id for x in unit.leases.list(states=[LeaseState.INTENDED, LeaseState.ACTIVE])]
     return len(take_back(broker, left, reason="broker_restarted", actor="broker"))
 
 
@@ -44,17 +44,21 @@ def reconcile(broker: Broker) -> Reconciled:
             inventory = issuer.inventory()
             demand_known_store(broker, issuer, inventory)
             foreign.extend(inventory.foreign)
-            orphans.extend(role.name for role in inventory.own if _close_if_orphan(broker, issuer, role))
         except TaskpassError as error:
             unreachable[issuer.target.resource] = f"{error.code}: {error.message}"
+            continue
+        for role in inventory.own:
+            try:
+                if _close_if_unexplained(broker, issuer, role):
+                    orphans.append(role.name)
+            except TaskpassError as error:  # one role that does not end must not shield the others
+                unreachable[issuer.target.resource] = f"{error.code}: {error.message}"
     return Reconciled(tuple(orphans), tuple(foreign), unreachable)
 
 
 def _issuers(broker: Broker) -> list[Issuer]:
     with broker.store.read() as unit:
-        unfinished = unit.leases.list(
-            states=[LeaseState.INTENDED, LeaseState.ACTIVE, LeaseState.CLOSING, LeaseState.CLOSED], limit=100_000
-        )
+        unfinished = unit.leases.list(states=[*UNENDED, LeaseState.CLOSED])
     targets: dict[str, Target] = {lease.target.address: lease.target for lease in unfinished}
     known = {issuer.target.address for issuer in broker.issuers.values()}
     extra = [broker.issuer_of(target) for address, target in targets.items() if address not in known]
@@ -75,30 +79,46 @@ def demand_known_store(broker: Broker, issuer: Issuer, inventory: Inventory) -> 
         issuer.set_epoch(epoch)
 
 
-def _close_if_orphan(broker: Broker, issuer: Issuer, role: FoundRole) -> bool:
-    """A role of ours that no unfinished lease explains: taken away like any other, and recorded."""
-    lease = _lease_of(broker, role)
-    if lease is not None and lease.state is not LeaseState.CLEANED:
-        return False
-    with broker.store.write() as unit:
-        now = broker.now(unit)
-        record = unit.audit.append(
-            Event(
-                "orphan.found",
-                "broker",
-                {"lease": role.lease} if role.lease else {},
-                {"role": role.name, "resource": issuer.target.resource, "could_login": role.can_login},
-            ),
-            now,
-        )
-    proof = issuer.close(RoleName(role.name), audit_head=f"{record.seq}:{record.hash}")
-    cleaned = issuer.clean(RoleName(role.name))
-    with broker.store.write() as unit:
-        unit.audit.append(
-            Event("orphan.closed", "broker", {}, {"role": role.name, "proof": proof.to_json(), "cleaned": cleaned}),
-            broker.now(unit),
-        )
+def _close_if_unexplained(broker: Broker, issuer: Issuer, role: FoundRole) -> bool:
+    """A role of ours that no unfinished lease explains, or that is open although its lease is closed: a promotion of an
+    older copy, a hand-made change, a target that was written off and came back. Taken away like any other, recorded.
+    """
+    with broker.closing.hold(role.lease or role.name):
+        lease = _lease_of(broker, role)
+        if lease is not None and not _is_unexpected(lease, role):
+            return False
+        subject = {"task": lease.task, "lease": lease.id} if lease else ({"lease": role.lease} if role.lease else {})
+        with broker.store.write() as unit:
+            record = unit.audit.append(
+                Event(
+                    "orphan.found",
+                    "broker",
+                    subject,
+                    {
+                        "role": role.name,
+                        "resource": issuer.target.resource,
+                        "could_login": role.can_login,
+                        "sessions": role.sessions,
+                        "lease_state": lease.state.value if lease else "unknown",
+                    },
+                ),
+                broker.now(unit),
+            )
+        proof = issuer.close(RoleName(role.name), audit_head=f"{record.seq}:{record.hash}")
+        cleaned = issuer.clean(RoleName(role.name))
+        with broker.store.write() as unit:
+            now = broker.now(unit)
+            if lease and lease.state is LeaseState.CLOSED and cleaned:
+                unit.leases.advance(lease.id, LeaseEvent.CLEANED, now)
+            event = {"role": role.name, "proof": proof.to_json(), "cleaned": cleaned}
+            unit.audit.append(Event("orphan.closed", "broker", subject, event), now)
     return True
+
+
+def _is_unexpected(lease: Lease, role: FoundRole) -> bool:
+    if lease.state is LeaseState.CLOSED:
+        return role.can_login or role.sessions > 0 or lease.proof.get("answer") == WRITTEN_OFF
+    return lease.state is LeaseState.CLEANED
 
 
 def _lease_of(broker: Broker, role: FoundRole) -> Lease | None:

@@ -10,9 +10,10 @@ from taskpass.broker.take_back import take_back
 from taskpass.core.audit import Event
 from taskpass.core.clock import SECOND, Instant, after, seconds_between
 from taskpass.core.decision import Decision, Outcome
-from taskpass.core.errors import ManifestChanged, TaskpassError
+from taskpass.core.errors import ManifestChanged, TargetUnavailable, TaskpassError
 from taskpass.core.grant import Grant
-from taskpass.core.ids import GrantId
+from taskpass.core.guard import demand_sane_clock
+from taskpass.core.ids import LeaseId
 from taskpass.core.lease import Lease, LeaseEvent, LeaseState
 from taskpass.core.manifest import is_within, keep_all, narrow
 from taskpass.core.request import AccessRequest
@@ -20,20 +21,36 @@ from taskpass.core.scope import Scope
 from taskpass.core.task import Task, TaskState
 from taskpass.store.base import Unit
 
+NOT_TOLD = "renewed, but the target was not told yet"
+
 
 def due_for_renewal(lease: Lease, grant: Grant, request: AccessRequest, now: Instant) -> bool:
-    """In the last third of its life, and with something left of the grant."""
-    if not grant.renewable or lease.state is not LeaseState.ACTIVE or lease.expires_at >= grant.ends_at:
+    """In the last third of its life, and with something left of the grant; or recorded, but not told to the target."""
+    if not grant.renewable or lease.state is not LeaseState.ACTIVE:
+        return False
+    if lease.last_error == NOT_TOLD:
+        return True
+    if lease.expires_at >= grant.ends_at:
         return False
     return 3 * (lease.expires_at - now) <= request.lifetime * SECOND
 
 
 def renew_leases(broker: Broker) -> int:
-    """Renew what is due; the number renewed. What is not permitted any more simply runs out."""
+    """Renew what is due; the number renewed. What is not permitted any more simply runs out.
+
+    A target that does not answer is asked once in each pass, so that it delays no other one for long.
+    """
     with broker.store.read() as unit:
         now = broker.clock.now()
         due = [lease for lease in unit.leases.list(states=[LeaseState.ACTIVE]) if _is_due(unit, lease, now)]
-    return sum(_renew(broker, lease) for lease in due)
+    renewed, away = 0, set[str]()
+    for lease in due:
+        if lease.target.address not in away:
+            try:
+                renewed += _renew(broker, lease)
+            except TargetUnavailable:
+                away.add(lease.target.address)
+    return renewed
 
 
 def _is_due(unit: Unit, lease: Lease, now: Instant) -> bool:
@@ -50,16 +67,21 @@ def _renew(broker: Broker, lease: Lease) -> bool:
         return False
     try:
         decision = _decide(broker, task, request, grant)
+        if decision.outcome is not Outcome.PERMIT:
+            return _refuse(broker, lease, decision.code)
+        with broker.closing.hold(lease.id):
+            return _extend(broker, lease, request, grant, decision)
     except TaskpassError as error:
-        return _refuse(broker, lease, error.code)
-    if decision.outcome is not Outcome.PERMIT:
-        return _refuse(broker, lease, decision.code)
-    return _extend(broker, lease, request, grant, decision)
+        _refuse(broker, lease, error.code)
+        if isinstance(error, TargetUnavailable):
+            raise
+        return False
 
 
 def _decide(broker: Broker, task: Task, request: AccessRequest, grant: Grant) -> Decision:
-    """Policy on the manifest as it is now, which must be the one that was granted."""
+    """Policy on the manifest as it is now, which must be the one granted, in a target that may be issued from."""
     resource = broker.resource(grant.resource)
+    broker.fitness.demand(grant.resource)
     manifest = broker.issuer(grant.resource).resolve(request.scope)
     if manifest.digest() != grant.asked:
         raise ManifestChanged("the rights behind this lease have changed")
@@ -67,33 +89,48 @@ def _decide(broker: Broker, task: Task, request: AccessRequest, grant: Grant) ->
 
 
 def _extend(broker: Broker, lease: Lease, request: AccessRequest, grant: Grant, decision: Decision) -> bool:
+    """Record, then tell the target. In turn with closing: a role that was closed must not be enabled again."""
     with broker.store.write() as unit:
         now = broker.now(unit)
-        life = min(request.lifetime, decision.obligations.max_ttl)
-        end = min(after(now, life), grant.ends_at)
-        if unit.leases.get(lease.id).state is not LeaseState.ACTIVE or end <= lease.expires_at:
+        demand_sane_clock(broker.clock.now(), unit.installation.latest_seen)
+        present = unit.leases.get(lease.id)
+        end = min(after(now, min(request.lifetime, decision.obligations.max_ttl)), grant.ends_at)
+        if present.state is not LeaseState.ACTIVE or broker.late.is_closing(lease.id):
             return False
-        unit.leases.advance(lease.id, LeaseEvent.RENEW, now, expires_at=end, renewals=lease.renewals + 1)
+        if (
+            now >= present.expires_at
+            or end < present.expires_at
+            or unit.tasks.get(lease.task).state is not TaskState.OPEN
+        ):
+            return False
+        unit.leases.advance(lease.id, LeaseEvent.RENEW, now, expires_at=end, renewals=present.renewals + 1)
+        unit.leases.note(lease.id, last_error=NOT_TOLD)
         record = unit.audit.append(
             Event(
                 "lease.renewed",
                 "broker",
                 {"task": lease.task, "grant": grant.id, "lease": lease.id},
-                {"expires_at": end, "renewals": lease.renewals + 1, "decision": decision.to_json()},
+                {"expires_at": end, "renewals": present.renewals + 1, "decision": decision.to_json()},
             ),
             now,
         )
-    broker.issuer_of(lease.target).enable(
-        lease.role, lifetime=max(1, seconds_between(now, end)), audit_head=f"{record.seq}:{record.hash}"
-    )
+    left = seconds_between(max(now, broker.clock.now()), end)
+    if left < 1:
+        return False
+    broker.issuer_of(lease.target).enable(lease.role, lifetime=left, audit_head=f"{record.seq}:{record.hash}")
+    with broker.store.write() as unit:
+        unit.leases.note(lease.id, last_error="")
     return True
 
 
 def _refuse(broker: Broker, lease: Lease, code: str) -> bool:
-    if lease.last_error == f"not_renewed:{code}":
-        return False
+    """Recorded once for each new reason. A renewal that the target was not told of is told again at the next pass."""
+    why = f"not_renewed:{code}"
     with broker.store.write() as unit:
-        unit.leases.note(lease.id, last_error=f"not_renewed:{code}")
+        held = unit.leases.get(lease.id).last_error
+        if held in (why, NOT_TOLD):
+            return False
+        unit.leases.note(lease.id, last_error=why)
         unit.audit.append(
             Event("lease.renewal_refused", "broker", {"task": lease.task, "lease": lease.id}, {"code": code}),
             broker.now(unit),
@@ -102,14 +139,35 @@ def _refuse(broker: Broker, lease: Lease, code: str) -> bool:
 
 
 def end_wider_leases(broker: Broker) -> int:
-    """Recompute the manifests of live leases; one that has become wider than what was granted is taken back."""
+    """Recompute the manifests of live leases; one that has become wider than what was granted is taken back.
+
+    A target that cannot be read now is left for the next pass and keeps no other one from being looked at.
+    """
     with broker.store.read() as unit:
         live = [(lease, unit.grants.get(lease.grant)) for lease in unit.leases.list(states=[LeaseState.ACTIVE])]
         scopes = {grant.id: unit.requests.get(grant.request).scope for _, grant in live}
-    wider = [lease.id for lease, grant in live if _is_wider(broker, lease, grant, scopes)]
+    away: set[str] = set()
+    wider: list[LeaseId] = []
+    for lease, grant in live:
+        if lease.target.address in away:
+            continue
+        try:
+            if _is_wider(broker, lease, grant, scopes[grant.id]):
+                wider.append(lease.id)
+        except TargetUnavailable:
+            away.add(lease.target.address)
+        except TaskpassError:
+            wider.append(lease.id)
     return len(take_back(broker, wider, reason="wider_than_manifest", actor="broker"))
 
 
-def _is_wider(broker: Broker, lease: Lease, grant: Grant, scopes: dict[GrantId, Scope]) -> bool:
-    manifest = broker.issuer_of(lease.target).resolve(scopes[grant.id])
-    return not is_within(narrow(manifest, keep_all(grant.manifest)), grant.manifest)
+def _is_wider(broker: Broker, lease: Lease, grant: Grant, scope: Scope) -> bool:
+    """Also if a granted object is no part of the scope any more: it was renamed, or leads to an excluded one by now.
+
+    An object that is gone altogether took the right with it; it is treated the same, because nothing here can tell.
+    """
+    meant = broker.issuer_of(lease.target).resolve(scope)
+    present = {item.oid for item in meant.objects}
+    if any(item.oid not in present for item in grant.manifest.objects):
+        return True
+    return not is_within(narrow(meant, keep_all(grant.manifest)), grant.manifest)

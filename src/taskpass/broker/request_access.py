@@ -11,7 +11,7 @@ from taskpass.config.model import Resource
 from taskpass.core.audit import Event
 from taskpass.core.clock import Instant, after, seconds_between
 from taskpass.core.decision import ABSOLUTE_MAX_TTL, DEFAULT_TTL, PRODUCTION_TTL, Decision, Obligations, Outcome
-from taskpass.core.errors import Conflict, Denied, InvalidInput
+from taskpass.core.errors import Conflict, Denied, Expired, InvalidInput, NotFound
 from taskpass.core.guard import demand_sane_clock
 from taskpass.core.ids import RequestId
 from taskpass.core.manifest import Manifest
@@ -25,7 +25,7 @@ from taskpass.core.request import (
 )
 from taskpass.core.scope import Scope
 from taskpass.core.separation import Environment, serves
-from taskpass.core.task import Task
+from taskpass.core.task import Task, TaskState
 from taskpass.core.text import REASON_BYTES, accept
 from taskpass.identity.base import Caller
 from taskpass.policy.base import Question
@@ -141,6 +141,8 @@ def _record(
 ) -> AccessRequest:
     now = broker.now(unit)
     demand_sane_clock(broker.clock.now(), unit.installation.latest_seen)
+    if unit.tasks.get(task.id).state is not TaskState.OPEN:
+        raise Expired("the task has ended", hint="open a new one")
     if (
         decision.outcome is Outcome.NEEDS_APPROVAL
         and unit.requests.count_pending(task.principal.sponsor) >= MAX_PENDING
@@ -211,12 +213,20 @@ def _decided(task: Task, request: AccessRequest) -> Event:
     )
 
 
+def own_request(broker: Broker, unit: Unit, caller: Caller, request_id: RequestId) -> tuple[AccessRequest, Task]:
+    """The caller's own request and its open task; one that is another's is reported exactly like one that is not."""
+    try:
+        request = unit.requests.get(request_id)
+        return request, own_task(broker, unit, caller, request.task)
+    except NotFound:
+        raise NotFound("no such request of yours", hint="taskpass status lists your own") from None
+
+
 def cancel_request(broker: Broker, caller: Caller, request_id: RequestId) -> AccessRequest:
     """Withdraw one's own question or unused approval."""
     with broker.store.write() as unit:
         now = broker.now(unit)
-        request = unit.requests.get(request_id)
-        task = own_task(broker, unit, caller, request.task)
+        request, task = own_request(broker, unit, caller, request_id)
         event = RequestEvent.CANCEL if request.state is RequestState.PENDING else RequestEvent.WITHDRAW
         request = unit.requests.advance(request_id, event, now)
         unit.audit.append(

@@ -8,7 +8,7 @@ again.
 from __future__ import annotations
 
 from base64 import b64encode
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from taskpass.broker.context import Broker
 from taskpass.broker.request_access import digest_of
@@ -24,7 +24,8 @@ from taskpass.core.approval import (
 )
 from taskpass.core.audit import Event
 from taskpass.core.clock import after
-from taskpass.core.errors import Conflict, Denied, InvalidInput
+from taskpass.core.decision import Obligations
+from taskpass.core.errors import Conflict, Denied, Expired, InvalidInput
 from taskpass.core.ids import ApprovalId, HumanId, RequestId
 from taskpass.core.manifest import Keep, Manifest, keep_all, narrow
 from taskpass.core.request import APPROVED_SECONDS, AccessRequest, RequestEvent, RequestState
@@ -59,7 +60,7 @@ class Prepared:
 def prepare_vote(broker: Broker, human: HumanId, request_id: RequestId, ballot: Ballot) -> Prepared:
     """Narrow, digest and remember a fresh nonce; raises if this person's vote could not count."""
     with broker.store.write() as unit:
-        request, task = _open_question(unit, request_id)
+        request, task = _open_question(broker, unit, request_id)
         method = _method(broker, unit, human, request, task)
         manifest, lifetime, digest = _left(broker, unit, request, task, ballot)
         nonce = b64encode(broker.entropy.bytes(24)).decode()
@@ -77,7 +78,7 @@ def vote(
     """Record a signed vote; the request advances when the votes suffice or one person says no."""
     with broker.store.write() as unit:
         now = broker.now(unit)
-        request, task = _open_question(unit, request_id)
+        request, task = _open_question(broker, unit, request_id)
         method = _method(broker, unit, human, request, task)
         manifest, lifetime, digest = _left(broker, unit, request, task, ballot)
         unit.challenges.take(nonce, verb=ballot.verdict.value, subject=digest, human=human, now=now)
@@ -108,8 +109,10 @@ def vote(
         return _advance(broker, unit, request, task, ballot)
 
 
-def _open_question(unit: Unit, request_id: RequestId) -> tuple[AccessRequest, Task]:
+def _open_question(broker: Broker, unit: Unit, request_id: RequestId) -> tuple[AccessRequest, Task]:
     request = unit.requests.get(request_id)
+    if request.state is RequestState.PENDING and broker.now(unit) >= request.lapses_at:
+        raise Expired("nobody decided this request in time", hint="the agent can ask again", code="request_lapsed")
     if request.state is not RequestState.PENDING:
         raise Conflict(f"this request is {request.state} and cannot be decided any more", code="already_decided")
     return request, unit.tasks.get(request.task)
@@ -176,8 +179,8 @@ def _recorded(approval: Approval, request: AccessRequest) -> Event:
     )
 
 
-def count_votes(broker: Broker, unit: Unit, request: AccessRequest, task: Task) -> Tally:
-    """The votes on ``request`` whose signatures verify now, counted by the strictest duties."""
+def count_votes(broker: Broker, unit: Unit, request: AccessRequest, task: Task, duties: Obligations) -> Tally:
+    """The votes on ``request`` whose signatures verify now, counted by ``duties``."""
     now = broker.now(unit)
     valid = [
         vote for vote in unit.approvals.of_request(request.id) if signature_holds(broker, unit, vote, request, task)
@@ -186,7 +189,7 @@ def count_votes(broker: Broker, unit: Unit, request: AccessRequest, task: Task) 
         valid,
         asked=request.manifest,
         lifetime=request.lifetime,
-        duties=request.decision.obligations,
+        duties=duties,
         groups=broker.config.people.groups,
         barred=frozenset({task.principal.sponsor}),
         environment=request.environment,
@@ -219,12 +222,21 @@ def _advance(
     broker: Broker, unit: Unit, request: AccessRequest, task: Task, ballot: Ballot
 ) -> tuple[AccessRequest, Tally]:
     now = broker.now(unit)
-    counted = count_votes(broker, unit, request, task)
+    counted = count_votes(broker, unit, request, task, request.decision.obligations)
     if ballot.verdict is Verdict.DENY:
-        return unit.requests.advance(request.id, RequestEvent.DENY, now, comment=ballot.comment), counted
-    if not counted.sufficient:
-        return replace(request), counted
-    request = unit.requests.advance(
-        request.id, RequestEvent.APPROVE, now, comment=ballot.comment, lapses_at=after(now, APPROVED_SECONDS)
-    )
+        request = unit.requests.advance(request.id, RequestEvent.DENY, now, comment=ballot.comment)
+    elif counted.sufficient:
+        request = unit.requests.advance(
+            request.id, RequestEvent.APPROVE, now, comment=ballot.comment, lapses_at=after(now, APPROVED_SECONDS)
+        )
+    if request.state is not RequestState.PENDING:
+        unit.audit.append(
+            Event(
+                f"request.{request.state}",
+                "broker",
+                {"task": request.task, "request": request.id},
+                {"approvals": [vote.id for vote in counted.counted]},
+            ),
+            now,
+        )
     return request, counted

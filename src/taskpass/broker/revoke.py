@@ -33,7 +33,7 @@ class Selector:
 def select(broker: Broker, selector: Selector) -> list[Lease]:
     """The leases that may still be usable and that ``selector`` means. Shown first with ``--dry-run``."""
     with broker.store.read() as unit:
-        leases = unit.leases.list(states=UNENDED, limit=100_000)
+        leases = unit.leases.list(states=UNENDED)
         tasks = {lease.task: unit.tasks.get(lease.task) for lease in leases}
     return [lease for lease in leases if _meant(selector, lease, tasks[lease.task])]
 

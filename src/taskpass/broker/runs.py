@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from taskpass.broker.complete_task import complete_task
+from taskpass.broker.complete_task import close_all, end_task
 from taskpass.broker.context import Broker
 from taskpass.core.audit import Event
-from taskpass.core.errors import Conflict, NotAuthenticated, TaskpassError
+from taskpass.core.errors import Conflict, NotAuthenticated, StoreUnavailable, TaskpassError
 from taskpass.core.ids import RunId
 from taskpass.core.separation import Separation
 from taskpass.core.task import TaskState
@@ -90,15 +90,26 @@ def bind_run(broker: Broker, caller: Caller) -> Run:
 
 
 def end_run(broker: Broker, run_id: RunId, *, reason: str) -> None:
-    """The run is over: its tasks are completed, its leases taken back, its socket closed. Idempotent."""
+    """The run is over: nothing is opened in it any more, its tasks end, its leases are taken back and closed, its
+    socket goes. Idempotent; what cannot be recorded now is noted and ended again by the sweeper.
+    """
+    try:
+        _record_end(broker, run_id, reason)
+    except StoreUnavailable:
+        broker.late.add_run(run_id, reason)
     with broker.store.read() as unit:
         tasks = unit.tasks.list(state=TaskState.OPEN, run=run_id)
-    for task in tasks:
-        complete_task(broker, task.id, actor=f"run:{run_id}", reason=reason)
+    leases = [lease for task in tasks for lease in end_task(broker, task.id, actor=f"run:{run_id}", reason=reason)]
+    close_all(broker, leases)
+    broker.run_sockets.close(run_id)
+    with broker.store.read() as unit:
+        if unit.tasks.list(state=TaskState.OPEN, run=run_id):
+            broker.late.add_run(run_id, reason)
+
+
+def _record_end(broker: Broker, run_id: RunId, reason: str) -> None:
     with broker.store.write() as unit:
-        run = unit.runs.get(run_id)
-        if run.ended_at is None:
+        if unit.runs.get(run_id).ended_at is None:
             now = broker.now(unit)
             unit.runs.end(run_id, now)
             unit.audit.append(Event("run.ended", f"run:{run_id}", {"run": run_id}, {"reason": reason}), now)
-    broker.run_sockets.close(run_id)

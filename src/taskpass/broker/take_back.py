@@ -7,6 +7,7 @@ access is taken back all the same and recorded later, marked *late*: the one exc
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -14,7 +15,15 @@ from taskpass.broker.context import Broker
 from taskpass.broker.late import LateEntry
 from taskpass.core.audit import Event
 from taskpass.core.clock import Instant, after
-from taskpass.core.errors import Denied, IllegalTransition, NotFound, StoreUnavailable, TaskpassError
+from taskpass.core.errors import (
+    Conflict,
+    Denied,
+    IllegalTransition,
+    Internal,
+    NotFound,
+    StoreUnavailable,
+    TaskpassError,
+)
 from taskpass.core.ids import LeaseId
 from taskpass.core.lease import Lease, LeaseEvent, LeaseState
 from taskpass.core.separation import Environment
@@ -23,19 +32,37 @@ from taskpass.issuers.base import Taken
 BACKOFF_CAP = 60
 """Seconds between two attempts at most; a target that comes back is closed within one of them."""
 
+WRITTEN_OFF = "target gone, not proven"
+
 REFUSED_WORDS = "access of this coding task has ended"
 
 
 def take_back(broker: Broker, lease_ids: Iterable[LeaseId], *, reason: str, actor: str) -> list[Lease]:
     """Move the leases to ``closing`` with ``reason`` and cut their endpoints; those that were not closing before.
 
-    Idempotent. Nothing here waits for a target. A lease whose record cannot be written is returned all the same.
+    Idempotent. Nothing here waits for a target. A lease whose record cannot be written is returned all the same. What
+    fails for one lease is raised after all of them: it keeps no other lease open, and not its own endpoint either.
     """
-    taken = [lease for lease in (_begin(broker, i, reason, actor) for i in lease_ids) if lease]
-    for lease in taken:
-        broker.endpoints.close(lease.id, message=REFUSED_WORDS)
-        broker.holders.forget_lease(lease.id)
+    taken: list[Lease] = []
+    failed: TaskpassError | None = None
+    for lease_id in lease_ids:
+        try:
+            lease = _begin(broker, lease_id, reason, actor)
+        except TaskpassError as error:
+            lease, failed = None, failed or error
+        if lease:
+            taken.append(lease)
+        _cut(broker, lease_id)
+    if failed:
+        raise failed
     return taken
+
+
+def _cut(broker: Broker, lease_id: LeaseId) -> None:
+    """End the endpoint. One that cannot be ended now is tried again with each close; the target ends its sessions."""
+    with contextlib.suppress(TaskpassError):
+        broker.endpoints.close(lease_id, message=REFUSED_WORDS)
+    broker.holders.forget_lease(lease_id)
 
 
 def _begin(broker: Broker, lease_id: LeaseId, reason: str, actor: str) -> Lease | None:
@@ -79,15 +106,16 @@ def _begin_unrecorded(broker: Broker, lease_id: LeaseId, reason: str, actor: str
         lease = unit.leases.get(lease_id)
     if lease.state not in (LeaseState.INTENDED, LeaseState.ACTIVE):
         return None
-    broker.late.add(LateEntry(lease_id, reason, _closing_event(lease, reason, actor), broker.clock.now()))
-    return replace(lease, state=LeaseState.CLOSING, reason=reason)
+    entry = LateEntry(lease_id, reason, _closing_event(lease, reason, actor), broker.clock.now())
+    return replace(lease, state=LeaseState.CLOSING, reason=reason) if broker.late.add(entry) else None
 
 
 def close_lease(broker: Broker, lease_id: LeaseId) -> Taken | None:
     """Take the access away in the target and confirm; None if it is not proven yet (noted, retried later).
 
-    Idempotent: a lease that is closed already is left alone. Two callers in this process take turns, because a second
-    close would replace the password that the first one's proof needs.
+    Idempotent: a lease that is closed already, or was not taken back, is left alone. Two callers in this process take
+    turns, because a second close would replace the password that the first one's proof needs; so do closing and
+    enabling, because what is enabled after its close would be open for good.
     """
     with broker.closing.hold(lease_id):
         return _close(broker, lease_id)
@@ -97,12 +125,16 @@ def _close(broker: Broker, lease_id: LeaseId) -> Taken | None:
     with broker.store.read() as unit:
         lease = unit.leases.get(lease_id)
         seq, hash_ = unit.audit.head()
-    if lease.state in (LeaseState.CLOSED, LeaseState.CLEANED):
+    if lease.state is not LeaseState.CLOSING and not broker.late.is_closing(lease_id):
         return None
+    _cut(broker, lease_id)
     try:
         proof = broker.issuer_of(lease.target).close(lease.role, audit_head=f"{seq}:{hash_}")
     except TaskpassError as error:
         _note_unproven(broker, lease, error)
+        return None
+    except Exception as error:  # noqa: BLE001 - a defect in one issuer must pace and show like any other failure.
+        _note_unproven(broker, lease, Internal(f"a defect while closing: {type(error).__name__}"))
         return None
     _confirm(broker, lease, proof)
     return proof
@@ -132,6 +164,9 @@ def _note_unproven(broker: Broker, lease: Lease, error: TaskpassError) -> None:
 
 
 def _confirm(broker: Broker, lease: Lease, proof: Taken) -> None:
+    if broker.late.is_closing(lease.id):
+        broker.late.add(LateEntry(lease.id, lease.reason, _closed_event(lease, proof), broker.clock.now()))
+        return
     try:
         _with_reserve(broker, lambda: _record_closed(broker, lease.id, proof))
     except StoreUnavailable:
@@ -173,6 +208,8 @@ def record_late(broker: Broker, entry: LateEntry) -> None:
         if entry.event.name == "lease.closed" and lease.state is LeaseState.CLOSING:
             proof = entry.event.data["proof"]
             unit.leases.advance(lease.id, LeaseEvent.PROVEN, now, closed_at=entry.at, proof=proof, retry_at=None)
+        if entry.event.name == "lease.incident":
+            unit.leases.note(lease.id, incidents=lease.incidents + 1)
         unit.audit.append(entry.event, now)
 
 
@@ -182,21 +219,27 @@ def sweep_again(broker: Broker, lease_id: LeaseId) -> int:
     """
     with broker.store.read() as unit:
         lease = unit.leases.get(lease_id)
-    found = broker.issuer_of(lease.target).sweep(lease.role)
+    issuer = broker.issuer_of(lease.target)
+    found = issuer.sweep(lease.role)
     if found:
+        issuer.close(lease.role, audit_head=_record_incident(broker, lease, {"sessions_after_closed": found}))
+    return found
+
+
+def _record_incident(broker: Broker, lease: Lease, what: dict[str, object]) -> str:
+    """The audit head that holds it. What was found is gone from the target by now, so it must not be lost here."""
+    event = Event("lease.incident", "broker", {"task": lease.task, "lease": lease.id}, {**what, "role": lease.role})
+    try:
         with broker.store.write() as unit:
             now = broker.now(unit)
-            unit.leases.note(lease_id, incidents=lease.incidents + 1)
-            unit.audit.append(
-                Event(
-                    "lease.incident",
-                    "broker",
-                    {"task": lease.task, "lease": lease.id},
-                    {"sessions_after_closed": found, "role": lease.role},
-                ),
-                now,
-            )
-    return found
+            unit.leases.note(lease.id, incidents=lease.incidents + 1)
+            record = unit.audit.append(event, now)
+        return f"{record.seq}:{record.hash}"
+    except StoreUnavailable:
+        broker.late.add(LateEntry(lease.id, lease.reason, event, broker.clock.now()))
+        with broker.store.read() as unit:
+            seq, hash_ = unit.audit.head()
+        return f"{seq}:{hash_}"
 
 
 def clean_lease(broker: Broker, lease_id: LeaseId) -> bool:
@@ -227,7 +270,9 @@ def write_off(broker: Broker, lease_id: LeaseId, *, actor: str, reason: str) -> 
         lease = unit.leases.get(lease_id)
         if lease.target.environment is Environment.PRODUCTION:
             raise Denied("writing off a production lease needs two people", code="needs_two_people")
-        proof: dict[str, object] = {"answer": "target gone, not proven", "by": actor, "reason": reason}
+        if lease.state is LeaseState.CLOSING and lease.attempts == 0:
+            raise Conflict("this lease is being closed and nothing has failed yet", hint="look again in a minute")
+        proof: dict[str, object] = {"answer": WRITTEN_OFF, "by": actor, "reason": reason}
         gone = unit.leases.advance(lease_id, LeaseEvent.WRITE_OFF, now, closed_at=now, proof=proof, retry_at=None)
         unit.audit.append(
             Event("lease.written_off", actor, {"task": lease.task, "lease": lease.id}, {"proof": proof}), now

@@ -65,7 +65,7 @@ class TargetFitness:
 
 def _unfit(issuer: Issuer, finding: Finding) -> TargetUnfit:
     return TargetUnfit(
-        f"{issuer.target.resource} is refused: {finding.message}",
+        f"{issuer.target.resource} is not fit to be used now",
         hint="an operator looks at taskpass doctor",
         code=f"target_unfit_{finding.check}",
     )

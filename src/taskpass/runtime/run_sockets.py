@@ -46,7 +46,12 @@ class RunSocketServer:
         binding = RunBinding.prepared(run, uid, launcher)
         directory = private_directory(self._path(run), reader_uid=uid)
         self._serve(run, uid, directory, binding)
-        self._watcher.watch(f"launcher/{run}", os.pidfd_open(launcher.caller.pid), lambda: self._ended(run))
+        try:
+            launcher_pidfd = os.pidfd_open(launcher.caller.pid)
+        except OSError:
+            self.close(run)
+            raise NotAuthenticated("the launcher has ended", code="peer_gone") from None
+        self._watcher.watch(f"launcher/{run}", launcher_pidfd, lambda: self._ended(run))
         return str(directory)
 
     def reopen(self, run: Run) -> bool:
@@ -94,4 +99,10 @@ class RunSocketServer:
         )
 
     def _watch_init(self, run: RunId, binding: RunBinding) -> None:
-        self._watcher.watch(f"run/{run}", os.pidfd_open(binding.init_pid), lambda: self._ended(run))
+        """A sandbox that has ended by now ends its run at once; nothing would tell us later."""
+        try:
+            init_pidfd = os.pidfd_open(binding.init_pid)
+        except OSError:
+            self._ended(run)
+            return
+        self._watcher.watch(f"run/{run}", init_pidfd, lambda: self._ended(run))

@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from taskpass.broker.complete_task import end_expired_tasks
 from taskpass.broker.context import Broker
@@ -19,61 +20,85 @@ from taskpass.broker.late import LateEntry
 from taskpass.broker.reconcile import Reconciled, reconcile
 from taskpass.broker.renew_lease import end_wider_leases, renew_leases
 from taskpass.broker.request_access import lapse_requests
-from taskpass.broker.take_back import clean_lease, close_lease, record_late
-from taskpass.core.clock import SECOND
+from taskpass.broker.runs import end_run
+from taskpass.broker.take_back import BACKOFF_CAP, WRITTEN_OFF, clean_lease, close_lease, record_late
 from taskpass.core.errors import TaskpassError
+from taskpass.core.guard import effective_now
 from taskpass.core.ids import LeaseId
 from taskpass.core.lease import Lease, LeaseState
 from taskpass.runtime.fitness import TargetFitness
+from taskpass.runtime.system import monotonic
 
 TICK = 0.25
-LATE_SWEEP = 1 * SECOND
-"""Milliseconds after ``closed`` at which the first late sweep runs (design: architecture.md, *closing*)."""
-CLEAN_RETRY = 30
+LATE_SWEEP = 1.0
+"""Seconds after ``closed`` at which the first late sweep runs (design: architecture.md, *closing*)."""
+CLEAN_RETRY = 30.0
 """Seconds between two attempts to clean what is blocked."""
 RECONCILE_EVERY = 30
 MANIFESTS_EVERY = 15
-CLOSERS = 8
+CLOSERS = 32
+PER_TARGET = 8
+"""Closes of one target side by side: one that does not answer leaves threads to the others."""
+CLEANERS = 4
+DUE = 1000
+"""Closing leases looked at in one tick."""
 
 _log = logging.getLogger("taskpass.runtime.sweeper")
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
+    """``apart``: may wait for a target, so it has a thread of its own and is never started twice."""
+
     name: str
     every: float
     run: Callable[[], object]
+    apart: bool = False
 
 
 class Sweeper:
-    """One thread for the clockwork, a pool for closing and one for cleaning."""
+    """One thread for the clockwork, a pool for closing, one for cleaning, one for what asks targets.
 
-    def __init__(self, broker: Broker, fitness: TargetFitness, *, restore_reserve: Callable[[], bool]) -> None:
+    Waiting is measured by ``monotonic`` (seconds), because a wall clock that was set back must not delay taking back.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        fitness: TargetFitness,
+        *,
+        restore_reserve: Callable[[], bool],
+        monotonic: Callable[[], float] = monotonic,
+        executor: Callable[[int, str], Executor] = ThreadPoolExecutor,
+    ) -> None:
         self._broker = broker
         self._fitness = fitness
         self._restore_reserve = restore_reserve
+        self._monotonic = monotonic
         self._wake = threading.Event()
         self._stopping = False
-        self._busy: set[LeaseId] = set()
+        self._busy: dict[LeaseId, str] = {}
         self._busy_lock = threading.Lock()
-        self._closers = ThreadPoolExecutor(CLOSERS, thread_name_prefix="closer")
-        self._cleaners = ThreadPoolExecutor(2, thread_name_prefix="cleaner")
-        self._not_before: dict[LeaseId, int] = {}
-        self._reconciling = False
+        self._closers = executor(CLOSERS, "closer")
+        self._cleaners = executor(CLEANERS, "cleaner")
+        self._apart = executor(4, "sweeper-apart")
+        self._running: set[str] = set()
+        self._close_after: dict[LeaseId, float] = {}
+        self._clean_after: dict[LeaseId, float] = {}
         self.reconciled = Reconciled()
         self._jobs = (
             _Job("expire", TICK, lambda: expire_leases(broker)),
             _Job("close", TICK, self._close_due),
-            _Job("lapse", 1, lambda: lapse_requests(broker) if self._something_lapses() else 0),
-            _Job("renew", 1, lambda: renew_leases(broker)),
-            _Job("clean", TICK, self._clean_due),
-            _Job("late", 1, self._record_late),
             _Job("tasks", 1, lambda: end_expired_tasks(broker)),
-            _Job("manifests", MANIFESTS_EVERY, lambda: self._closers.submit(_quiet, end_wider_leases, broker)),
-            _Job("reconcile", RECONCILE_EVERY, lambda: self._cleaners.submit(_quiet, self._reconcile)),
+            _Job("lapse", 1, lambda: lapse_requests(broker) if self._something_lapses() else 0),
+            _Job("clean", 2 * TICK, self._clean_due),
+            _Job("late", 1, self._record_late),
+            _Job("runs", 1, self._end_runs, apart=True),
+            _Job("renew", 1, lambda: renew_leases(broker), apart=True),
+            _Job("manifests", MANIFESTS_EVERY, lambda: end_wider_leases(broker), apart=True),
+            _Job("reconcile", RECONCILE_EVERY, self._reconcile, apart=True),
         )
-        self._due: dict[str, float] = {job.name: 0.0 for job in self._jobs}
-        self._ticks = 0.0
+        self._due: dict[str, float] = {}
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
 
     def start(self) -> None:
@@ -89,8 +114,8 @@ class Sweeper:
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(10)
-        self._closers.shutdown(wait=True, cancel_futures=True)
-        self._cleaners.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._closers, self._cleaners, self._apart):
+            pool.shutdown(wait=True, cancel_futures=True)
 
     def _run(self) -> None:
         while not self._stopping:
@@ -100,54 +125,88 @@ class Sweeper:
 
     def tick(self) -> None:
         """One round of everything that is due."""
-        self._ticks += TICK
+        now = self._monotonic()
         for job in self._jobs:
-            if self._ticks >= self._due[job.name]:
-                self._due[job.name] = self._ticks + job.every
-                _quiet(job.run)
+            if now >= self._due.get(job.name, now):
+                self._due[job.name] = now + job.every
+                if job.apart:
+                    self._start_apart(job)
+                else:
+                    _quiet(job.run)
+
+    def _start_apart(self, job: _Job) -> None:
+        with self._busy_lock:
+            if job.name in self._running:
+                return
+            self._running.add(job.name)
+        self._apart.submit(self._run_apart, job)
+
+    def _run_apart(self, job: _Job) -> None:
+        try:
+            _quiet(job.run)
+        finally:
+            with self._busy_lock:
+                self._running.discard(job.name)
 
     def _something_lapses(self) -> bool:
         with self._broker.store.read() as unit:
-            now = max(self._broker.clock.now(), unit.installation.latest_seen)
+            now = effective_now(self._broker.clock.now(), unit.installation.latest_seen)
             return bool(unit.requests.lapsing(now))
 
     def _close_due(self) -> None:
+        """What is to be closed now. ``retry_at`` paces it; behind the latest time seen it would never come, and for
+        what the store could not record there is none, so those are paced here.
+        """
         with self._broker.store.read() as unit:
-            due = unit.leases.due(self._broker.clock.now())
-        for lease in due:
-            self._submit(self._closers, lease, self._close)
+            now = self._broker.clock.now()
+            behind = now < unit.installation.latest_seen
+            if behind:
+                paced = unit.leases.list(states=[LeaseState.CLOSING])
+            else:
+                paced = []
+                for lease in unit.leases.due(now, limit=DUE):
+                    self._submit(self._closers, lease, self._close)
+            paced += [unit.leases.get(lease_id) for lease_id in self._broker.late.unclosed()]
+        waiting = {lease.id for lease in paced}
+        self._close_after = {key: at for key, at in self._close_after.items() if key in waiting}
+        for lease in paced:
+            if self._monotonic() >= self._close_after.get(lease.id, 0.0):
+                wait = min(BACKOFF_CAP, 2 ** min(lease.attempts, 6))
+                if self._submit(self._closers, lease, self._close):
+                    self._close_after[lease.id] = self._monotonic() + wait
 
     def _close(self, lease: Lease) -> None:
         close_lease(self._broker, lease.id)
 
     def _clean_due(self) -> None:
-        now = self._broker.clock.now()
+        now = self._monotonic()
         with self._broker.store.read() as unit:
             closed = unit.leases.list(states=[LeaseState.CLOSED])
+        closed = [lease for lease in closed if lease.proof.get("answer") != WRITTEN_OFF]
+        known = self._clean_after
+        self._clean_after = {lease.id: known.get(lease.id, now + LATE_SWEEP) for lease in closed}
         for lease in closed:
-            if now >= self._not_before.get(lease.id, (lease.closed_at or now) + LATE_SWEEP):
-                self._submit(self._cleaners, lease, self._clean)
+            if now >= self._clean_after[lease.id] and self._submit(self._cleaners, lease, self._clean):
+                self._clean_after[lease.id] = now + CLEAN_RETRY
 
     def _clean(self, lease: Lease) -> None:
-        if lease.proof.get("answer") == "target gone, not proven":
-            return
-        self._not_before[lease.id] = self._broker.clock.now() + CLEAN_RETRY * SECOND
-        if clean_lease(self._broker, lease.id):
-            self._not_before.pop(lease.id, None)
+        clean_lease(self._broker, lease.id)
 
-    def _submit(self, pool: ThreadPoolExecutor, lease: Lease, work: Callable[[Lease], None]) -> None:
+    def _submit(self, pool: Executor, lease: Lease, work: Callable[[Lease], None]) -> bool:
+        """False if that lease is being worked on already, or its target has as many as it may."""
         with self._busy_lock:
-            if lease.id in self._busy:
-                return
-            self._busy.add(lease.id)
+            if lease.id in self._busy or sum(x == lease.target.address for x in self._busy.values()) >= PER_TARGET:
+                return False
+            self._busy[lease.id] = lease.target.address
         pool.submit(self._work, lease, work)
+        return True
 
     def _work(self, lease: Lease, work: Callable[[Lease], None]) -> None:
         try:
             _quiet(work, lease)
         finally:
             with self._busy_lock:
-                self._busy.discard(lease.id)
+                self._busy.pop(lease.id, None)
 
     def _record_late(self) -> None:
         if self._broker.late.pending():
@@ -158,16 +217,14 @@ class Sweeper:
     def _record_one(self, entry: LateEntry) -> None:
         record_late(self._broker, entry)
 
+    def _end_runs(self) -> None:
+        for run, reason in self._broker.late.take_runs().items():
+            _quiet(partial(end_run, self._broker, run, reason=reason))
+
     def _reconcile(self) -> None:
-        if self._reconciling:
-            return
-        self._reconciling = True
-        try:
-            for resource in self._broker.issuers:
-                self._fitness.check(resource)
-            self.reconciled = reconcile(self._broker)
-        finally:
-            self._reconciling = False
+        for resource in self._broker.issuers:
+            self._fitness.check(resource)
+        self.reconciled = reconcile(self._broker)
 
 
 def _quiet(work: Callable[..., object], *args: object) -> None:

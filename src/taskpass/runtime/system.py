@@ -16,6 +16,11 @@ class SystemClock:
         return Instant(time.time_ns() // 1_000_000)
 
 
+def monotonic() -> float:
+    """Seconds that never go back, for pacing; not a time of day."""
+    return time.monotonic()
+
+
 class SystemEntropy:
     """The kernel's random bytes."""
 

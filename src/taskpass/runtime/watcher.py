@@ -65,7 +65,8 @@ class ProcessWatcher:
     def _ended(self, pidfd: int) -> None:
         with self._lock:
             found = self._callbacks.get(pidfd)
-            if found is None:
+            # The number may have come to mean another process since the poll: ask the descriptor itself.
+            if found is None or not _has_ended(pidfd):
                 return
             key, callback = found
             self._watched.pop(key, None)
@@ -74,3 +75,9 @@ class ProcessWatcher:
             callback()
         except Exception as error:  # noqa: BLE001 - one failing callback must not end the watching of all others.
             _log.error("after the end of a watched process: %s", type(error).__name__)
+
+
+def _has_ended(pidfd: int) -> bool:
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
