@@ -9,9 +9,10 @@ BIN := $(VENV)/bin
 # uv lives beside the environment that it fills, so that a sync never removes it.
 UV_BIN := $(VENV)/tools/bin/uv
 READY := $(VENV)/.ready
+CODE := $(wildcard src tests bench docs)
 N ?= 20
 
-.PHONY: help demo test check format bench torture lock clean
+.PHONY: help demo test check docs format bench torture lock clean
 
 help: ## What there is
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,15 +24,18 @@ test: check ## Everything: the checks, then every test
 	@$(BIN)/python -m pytest -q
 
 check: $(READY) ## Lint, format, types, direction of imports
-	@$(BIN)/ruff check --quiet src tests bench
-	@$(BIN)/ruff format --check --quiet src tests bench
+	@$(BIN)/ruff check --quiet $(CODE)
+	@$(BIN)/ruff format --check --quiet $(CODE)
 	@$(BIN)/pyright --level error
 	@$(BIN)/lint-imports --no-cache > $(VENV)/imports.log || { cat $(VENV)/imports.log; exit 1; }
 	@$(BIN)/python -m pytest -q tests/unit/docs
 
+docs: $(READY) ## Write the reference pages that are made from the code
+	@$(BIN)/python docs/generate.py
+
 format: $(READY) ## Write the code as the formatter wants it
-	@$(BIN)/ruff format src tests bench
-	@$(BIN)/ruff check --fix src tests bench
+	@$(BIN)/ruff format $(CODE)
+	@$(BIN)/ruff check --fix $(CODE)
 
 bench: $(READY) ## The published figures, each beside its limit
 	@$(BIN)/python -m bench

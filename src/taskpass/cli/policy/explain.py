@@ -19,9 +19,9 @@ from taskpass.cli.say import fields, show, show_json, table
 @click.option("--separation", metavar="LEVEL", help="none, sandbox, uid or host.")
 @click.option("--sponsor", metavar="PERSON", help="Whom the agent works for.")
 @click.option("--tool", metavar="NAME", help="The agent's tool.")
-@click.option("--repository", metavar="TEXT")
-@click.option("--branch", metavar="TEXT")
-@click.option("--ticket", metavar="TEXT")
+@click.option("--repository", metavar="TEXT", help="Counts as claimed.")
+@click.option("--branch", metavar="TEXT", help="Counts as claimed.")
+@click.option("--ticket", metavar="TEXT", help="Counts as claimed.")
 @directory_option
 @json_option
 def command(directory: Path, as_json: bool, tables: tuple[str, ...], ttl: str | None, **given: str | None) -> None:

@@ -1,0 +1,217 @@
+"""Enrols one database into a broker's directory: survey, kit, the broker's own login, rehearsal, and then the config.
+
+The steps that touch the target are in ``issuers.postgres.enrol``. Here is their order: nothing half-made stays.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from taskpass.cli.installation import installation_id, parsed
+from taskpass.config import resources, write
+from taskpass.config.credentials import credential_file, read_credential, write_credential
+from taskpass.config.load import FILE, load
+from taskpass.config.model import Access, Config, Resource
+from taskpass.config.places import read_trusted
+from taskpass.core.clock import Clock, Entropy
+from taskpass.core.errors import ConfigInvalid, Conflict, InvalidInput, TargetUnfit
+from taskpass.core.ids import InstallationId
+from taskpass.core.scope import Level
+from taskpass.core.secret import Secret
+from taskpass.core.separation import Environment
+from taskpass.issuers.base import Finding, Severity
+from taskpass.issuers.postgres import enrol, kit, scram
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the operator asks for. An empty ``name`` becomes the database's."""
+
+    name: str
+    environment: Environment
+    tables: tuple[str, ...]
+    exclude: tuple[str, ...]
+    nodes: tuple[str, ...]
+    close_other_databases: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Enrolled:
+    name: str
+    address: str
+    major: int
+    findings: list[Finding]
+    again: bool
+
+
+class Unfit(TargetUnfit):
+    """The target lacks what an enrolment needs. ``findings`` say what a DBA has to do."""
+
+    def __init__(self, findings: list[Finding]) -> None:
+        fatal = [finding for finding in findings if finding.severity is Severity.FATAL]
+        super().__init__(
+            f"the database cannot be enrolled as it is: {len(fatal)} thing(s) to mend",
+            hint="do what the lines marked FATAL say, then run the same command again",
+            code="target_unfit",
+        )
+        self.findings = findings
+
+
+class Enrolling:
+    """Adds databases to the broker's directory at ``directory``, which is whole already."""
+
+    def __init__(self, directory: Path, clock: Clock, entropy: Entropy) -> None:
+        self._directory = directory
+        self._clock = clock
+        self._entropy = entropy
+        self._config = load(directory)
+        self._installation = InstallationId(installation_id(self._config))
+
+    def with_admin(self, wanted: Wanted, admin: Secret) -> Enrolled:
+        """Install with an administrator's login, rehearse with the broker's own, write the configuration.
+
+        Raises ``TargetUnfit`` with what a DBA has to do, and then leaves target and directory as they were.
+        """
+        login = enrol.read_login(admin.reveal())
+        with enrol.connected(login) as connection:
+            found = enrol.survey(connection)
+            resource = self._resource(wanted, login, found)
+            password, known = self._password(resource)
+            text = enrol.script(self._wish(wanted, password), found.server_version, self._entropy)
+            findings = enrol.install(connection, text)
+            try:
+                if wanted.close_other_databases:
+                    findings += enrol.close_other_databases(connection, found)
+                return self._keep(resource, password, found, findings)
+            except BaseException:
+                if not known:
+                    enrol.undo(connection, found, self._installation)
+                raise
+
+    def with_own_login(self, wanted: Wanted, own: Secret) -> Enrolled:
+        """Continue after a DBA has run the script: ``own`` is an address, with or without the broker's password."""
+        login = enrol.read_login(_with_user(own.reveal(), kit.broker_login(self._installation)))
+        password = login.password or self._pending(wanted, login)
+        with enrol.connected(replace(login, password=password)) as connection:
+            found = enrol.survey(connection)
+        return self._keep(self._resource(wanted, login, found), password, found, [])
+
+    def sql_for_dba(self, wanted: Wanted) -> str:
+        """The script, with the verifier of a password that is kept here for ``with_own_login``."""
+        if not wanted.name:
+            raise InvalidInput("--print-sql needs --name", code="usage")
+        self._demand_name(wanted.name)
+        if wanted.name in self._config.resources:
+            password = self._password(self._config.resources[wanted.name])[0]
+        else:
+            password = scram.new_secret(self._entropy)
+            write_credential(self._directory, f"{wanted.name}.cred", kit.broker_login(self._installation), password)
+        return enrol.script(self._wish(wanted, password), kit.OLDEST, self._entropy)
+
+    def _wish(self, wanted: Wanted, password: Secret) -> enrol.Wish:
+        return enrol.Wish(self._installation, wanted.tables, wanted.exclude, password)
+
+    def _pending(self, wanted: Wanted, login: enrol.Login) -> Secret:
+        name = wanted.name or _name_of(login.address)
+        credential = read_credential(self._directory, {"file": f"{name}.cred"})
+        if credential.password is None:
+            raise ConfigInvalid("the credential holds no password")
+        return credential.password
+
+    def _resource(self, wanted: Wanted, login: enrol.Login, found: enrol.Survey) -> Resource:
+        """The resource as it will stand in the configuration, checked against the others first."""
+        name = wanted.name or _name_of(login.address)
+        self._demand_name(name)
+        resource = Resource(
+            name=name,
+            issuer="postgres",
+            environment=wanted.environment,
+            address=login.address,
+            nodes=wanted.nodes,
+            tls={"ca": login.ca} if login.ca else {},
+            login={"file": f"{name}.cred"},
+            cluster=found.cluster,
+            database=found.database,
+            shared_cluster=False,
+            access={"read": Access("read", Level.READ, wanted.tables, wanted.exclude)},
+        )
+        resource = self._sharing_login(resource)
+        present = self._config.resources.get(name)
+        if present and (present.cluster, present.database) != (resource.cluster, resource.database):
+            raise Conflict(f"{name} is the name of another database already", hint="choose another with --name")
+        others = {key: value for key, value in self._config.resources.items() if key != name}
+        resources.demand_separate({**others, name: resource})
+        parsed(self._text() + write.render_resource(resource) if not present else self._text(), self._directory)
+        return resource
+
+    def _demand_name(self, name: str) -> None:
+        if not resources.NAME.fullmatch(name):
+            raise InvalidInput(
+                "that is not a name for a resource", hint="choose one with --name: lower-case, like orders"
+            )
+
+    def _sharing_login(self, resource: Resource) -> Resource:
+        """The broker has one login per cluster: a second database there shares its credential."""
+        for other in self._config.resources.values():
+            if other.cluster == resource.cluster:
+                return replace(resource, login=dict(other.login))
+        return resource
+
+    def _password(self, resource: Resource) -> tuple[Secret, bool]:
+        """The broker's password there, and whether it is in use: changing that would lock the broker out."""
+        if any(other.login == resource.login for other in self._config.resources.values()):
+            credential = read_credential(self._directory, resource.login)
+            if credential.password:
+                return credential.password, True
+        return scram.new_secret(self._entropy), False
+
+    def _keep(self, resource: Resource, password: Secret, found: enrol.Survey, findings: list[Finding]) -> Enrolled:
+        """Rehearse, then write credential and configuration, in this order; nothing stays if one of them fails."""
+        target = resource.target()
+        findings = findings + enrol.rehearse(
+            target, self._installation, password, clock=self._clock, entropy=self._entropy
+        )
+        _demand_fit(findings)
+        again = resource.name in self._config.resources
+        if not again:
+            self._write(resource, password)
+        shown = [finding for finding in findings if finding.severity is not Severity.OK]
+        return Enrolled(resource.name, resource.address, found.major, shown, again)
+
+    def _write(self, resource: Resource, password: Secret) -> None:
+        path = credential_file(self._directory, resource.login["file"])
+        fresh = not path.exists()
+        write_credential(self._directory, path.name, kit.broker_login(self._installation), password)
+        try:
+            text = self._text() + write.render_resource(resource)
+            parsed(text, self._directory)
+            write.write_new(self._directory / FILE, text.encode())
+        except BaseException:
+            if fresh:
+                with suppress(OSError):
+                    path.unlink()
+            raise
+        self._config: Config = load(self._directory)
+
+    def _text(self) -> str:
+        return read_trusted(self._directory / FILE).decode()
+
+
+def _demand_fit(findings: list[Finding]) -> None:
+    if any(finding.severity is Severity.FATAL for finding in findings):
+        raise Unfit([finding for finding in findings if finding.severity is not Severity.OK])
+
+
+def _name_of(address: str) -> str:
+    return re.sub(r"[^a-z0-9._-]", "-", address.rsplit("/", 1)[1].lower())[:63].lstrip("._-")
+
+
+def _with_user(text: str, user: str) -> str:
+    """An address as a connection string of the broker's login; what already names a user is left alone."""
+    if "://" in text and "@" not in text:
+        scheme, rest = text.split("://", 1)
+        return f"{scheme}://{user}@{rest}"
+    return text

@@ -1,0 +1,157 @@
+"""``taskpass init``: make the broker's directory, and enrol a database.
+
+An administrator's login is asked for on the terminal or read from stdin, used once, and not kept. What fails leaves
+nothing behind, here or in the database; the configuration is written last.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import pwd
+import re
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from taskpass.cli.operator import directory_option
+from taskpass.cli.say import show, style, talk
+from taskpass.core.errors import InvalidInput
+from taskpass.core.secret import Secret
+from taskpass.core.separation import Environment
+from taskpass.core.text import visible
+
+if TYPE_CHECKING:
+    from taskpass.cli.enrolment import Enrolling, Wanted
+
+_ENVIRONMENTS = [environment.value for environment in Environment]
+_STDIN_BYTES = 4096
+
+
+@click.command("init")
+@click.option("--postgres", is_flag=True, help="Also enrol a PostgreSQL database.")
+@click.option("--name", metavar="NAME", help="What the resource is called; the database's name, if left out.")
+@click.option("--environment", type=click.Choice(_ENVIRONMENTS), default="dev", show_default=True, help="Where it is.")
+@click.option("--table", "tables", multiple=True, metavar="PATTERN", help="What may be read at most (public.*).")
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="What may never be read, nor through anything else.")
+@click.option("--node", "nodes", multiple=True, metavar="ADDRESS", help="A replica that an agent could reach.")
+@click.option("--admin-dsn-stdin", is_flag=True, help="Read the administrator's login from stdin.")
+@click.option("--print-sql", is_flag=True, help="Print the script for a DBA instead of running it.")
+@click.option("--login-stdin", is_flag=True, help="After --print-sql: read the broker's own login from stdin.")
+@click.option("--close-other-databases", is_flag=True, help="End what every login may do in the cluster's other ones.")
+@click.option("--person", metavar="PERSON", help="Who you are; your account's name, if left out.")
+@click.option("--trust-domain", default="taskpass.local", show_default=True, metavar="NAME", help="For new identities.")
+@click.option("--secret-fd", type=click.IntRange(1, 1023), metavar="N", help="Write the reviewer secret there.")
+@click.option("--demo", is_flag=True, hidden=True, help="For taskpass demo: an installation that is a demo for ever.")
+@directory_option
+def command(
+    *,
+    postgres: bool,
+    name: str | None,
+    environment: str,
+    tables: tuple[str, ...],
+    exclude: tuple[str, ...],
+    nodes: tuple[str, ...],
+    admin_dsn_stdin: bool,
+    print_sql: bool,
+    login_stdin: bool,
+    close_other_databases: bool,
+    person: str | None,
+    trust_domain: str,
+    secret_fd: int | None,
+    demo: bool,
+    directory: Path,
+) -> int:
+    """Make the broker's directory (once), and with --postgres enrol a database.
+
+    The administrator's login is asked for here or read from stdin, never from the command line. It is used once.
+    """
+    # The engine, the store and the driver are loaded only by somebody who sets up.
+    from taskpass.cli import enrolment, installation
+    from taskpass.runtime.system import SystemClock, SystemEntropy
+
+    if sum((admin_dsn_stdin, print_sql, login_stdin)) > 1:
+        raise InvalidInput("one of --admin-dsn-stdin, --print-sql and --login-stdin", code="usage")
+    wanted = enrolment.Wanted(
+        name or "", Environment(environment), tables or ("public.*",), exclude, nodes, close_other_databases
+    )
+    clock, entropy = SystemClock(), SystemEntropy()
+    fresh = not installation.exists(directory)
+    if not (fresh or postgres):
+        raise InvalidInput(f"{directory} is a broker's directory already", hint="add a database with: --postgres")
+    with ExitStack() as stack:
+        place, secret = directory, None
+        if fresh:
+            founder = installation.Founder(person or _person(), _account())
+            place, secret = stack.enter_context(
+                installation.founding(directory, founder, trust_domain, demo=demo, clock=clock, entropy=entropy)
+            )
+        setup = enrolment.Enrolling(place, clock, entropy)
+        if postgres and print_sql:
+            show(setup.sql_for_dba(wanted))
+        elif postgres:
+            _enrol(setup, wanted, admin=admin_dsn_stdin, own=login_stdin)
+    if secret:
+        _founded(directory, secret, secret_fd)
+    if print_sql:
+        _how_to_continue(wanted)
+    elif postgres:
+        talk("next: taskpass up; and then: taskpass exec --resource NAME --access read -- psql")
+    return 0
+
+
+def _enrol(setup: Enrolling, wanted: Wanted, *, admin: bool, own: bool) -> None:
+    from taskpass.cli.enrolment import Unfit
+    from taskpass.cli.findings import print_findings
+
+    try:
+        if own:
+            enrolled = setup.with_own_login(wanted, _stdin())
+        else:
+            enrolled = setup.with_admin(wanted, _stdin() if admin else _typed())
+    except Unfit as error:
+        print_findings(error.findings)
+        raise
+    again = " again" if enrolled.again else ""
+    show(style(f"{enrolled.name} is enrolled{again}: {visible(enrolled.address)}, PostgreSQL {enrolled.major}", "bold"))
+    print_findings(enrolled.findings)
+
+
+def _stdin() -> Secret:
+    if sys.stdin.isatty():
+        raise InvalidInput("stdin is a terminal", hint="pipe the login in, or leave the option out to be asked")
+    return Secret(sys.stdin.read(_STDIN_BYTES).strip())
+
+
+def _typed() -> Secret:
+    if not sys.stdin.isatty():
+        raise InvalidInput("there is no terminal to ask on", hint="pipe the login in, with --admin-dsn-stdin")
+    talk("The administrator's login for the database, like postgresql://user:password@host:5432/database")
+    talk("(used once to install the kit; not kept; nothing is shown while you type)")
+    return Secret(getpass.getpass("login: ").strip())
+
+
+def _account() -> str:
+    return pwd.getpwuid(os.getuid()).pw_name
+
+
+def _person() -> str:
+    return re.sub(r"[^a-z0-9._+-]", "-", _account().lower()).lstrip("._+-") or "me"
+
+
+def _founded(directory: Path, secret: Secret, descriptor: int | None) -> None:
+    talk(f"taskpass: made {directory}")
+    if descriptor is not None:
+        os.write(descriptor, f"{secret.reveal()}\n".encode())
+        return
+    talk("Your reviewer secret, shown this once: it signs your decisions in taskpass review. Keep it from agents.")
+    talk(f"    {secret.reveal()}")
+
+
+def _how_to_continue(wanted: Wanted) -> None:
+    name = f" --name {wanted.name}" if wanted.name else ""
+    talk("taskpass: a DBA runs this script in the database (psql -X -v ON_ERROR_STOP=1 -f FILE); no secret is in it")
+    talk(f"next: echo postgresql://HOST:PORT/DATABASE | taskpass init --postgres{name} --login-stdin")

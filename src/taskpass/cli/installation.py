@@ -1,0 +1,105 @@
+"""Makes a broker's directory: keys, store, policies with their tests, the first person. Whole, or not at all.
+
+Everything is made in a sibling directory, which is renamed into place at the end. Not for databases: enrolling one is
+``taskpass init --postgres``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from taskpass.config import write
+from taskpass.config.load import FILE, parse
+from taskpass.config.model import Config, Human
+from taskpass.config.places import demand_private
+from taskpass.core.clock import Clock, Entropy
+from taskpass.core.errors import ConfigInvalid, Conflict
+from taskpass.core.ids import HumanId
+from taskpass.core.secret import Secret
+from taskpass.keys import files as key_files
+from taskpass.keys import reviewer
+from taskpass.policy import bundle
+from taskpass.policy.starter import write_shipped
+from taskpass.store.open import Create, open_reader, open_store
+
+
+@dataclass(frozen=True, slots=True)
+class Founder:
+    """The first person: their id, and their account on this machine."""
+
+    person: str
+    os_user: str
+
+
+def exists(directory: Path) -> bool:
+    return (directory / FILE).exists()
+
+
+@contextmanager
+def founding(
+    directory: Path, founder: Founder, trust_domain: str, *, demo: bool, clock: Clock, entropy: Entropy
+) -> Generator[tuple[Path, Secret]]:
+    """A new directory under a temporary name, and the founder's reviewer secret; put into place at the block's end.
+
+    If the block raises, nothing is left. Raises ``Conflict`` if ``directory`` holds anything already.
+    """
+    if directory.exists() and any(directory.iterdir()):
+        raise Conflict(f"{directory} is not empty and is no broker's directory", hint="name another with --directory")
+    directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    place = directory.with_name(f".{directory.name}.{os.getpid()}.new")
+    place.mkdir(mode=0o700)
+    try:
+        secret = _fill(place, founder, trust_domain, demo=demo, clock=clock, entropy=entropy)
+        yield place, secret
+        place.rename(directory)
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
+
+
+def _fill(place: Path, founder: Founder, trust_domain: str, *, demo: bool, clock: Clock, entropy: Entropy) -> Secret:
+    demand_private(place)
+    human, secret = new_reviewer(founder.person, (founder.os_user,), entropy)
+    write_shipped(place / "policy")
+    groups = {group: frozenset({str(human.id)}) for group in _wanted_groups(place / "policy")}
+    text = write.render_new(trust_domain) + write.render_human(human) + write.render_groups(groups)
+    config = parsed(text, place)
+    key = key_files.create(place / "keys", key_files.AUDIT, entropy=entropy, at=clock.now())
+    open_store(config.broker.store, clock=clock, entropy=entropy, audit_key=key, create=Create(demo=demo)).close()
+    write.write_new(place / FILE, text.encode())
+    return secret
+
+
+def _wanted_groups(policies: Path) -> list[str]:
+    rules = bundle.load(policies).rules.values()
+    return sorted({group for rule in rules for group in rule.terms.duties.approvers})
+
+
+def new_reviewer(person: str, os_users: tuple[str, ...], entropy: Entropy) -> tuple[Human, Secret]:
+    """A person's record with the verifier of a fresh reviewer secret, and the secret, to be shown once."""
+    secret = reviewer.new_reviewer_secret(entropy)
+    key, salt = reviewer.verifier(secret, reviewer.new_salt(entropy))
+    return Human(HumanId(person), os_users, key, salt), secret
+
+
+def parsed(text: str, directory: Path) -> Config:
+    """``text`` as a configuration; raises the first problem. Nothing is written that would not be read again."""
+    config, problems = parse(text.encode(), directory)
+    if config is None:
+        raise ConfigInvalid(problems[0].message, hint=problems[0].hint, code=problems[0].code)
+    return config
+
+
+def installation_id(config: Config) -> str:
+    """The id of this installation, as its store has it."""
+    store = open_reader(config.broker.store)
+    try:
+        with store.read() as unit:
+            return unit.installation.id
+    finally:
+        store.close()

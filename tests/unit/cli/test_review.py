@@ -1,0 +1,305 @@
+from __future__ import annotations
+
+import json
+import os
+from base64 import b64encode
+
+import pytest
+
+from taskpass.cli import narrowing
+from taskpass.cli.entry import main
+from taskpass.core.approval import challenge
+from taskpass.core.errors import Denied, InvalidInput
+from taskpass.core.manifest import (
+    Column,
+    Dropped,
+    DropReason,
+    Keep,
+    Kind,
+    Manifest,
+    ObjectRights,
+    Reach,
+    Through,
+    narrow,
+)
+from taskpass.core.scope import Level, Verb
+from taskpass.core.secret import Secret
+from taskpass.keys import reviewer
+
+SELECT = frozenset({Verb.SELECT})
+HOSTILE = "\033[32mApproved by DBA\u202e\nWhat the broker knows"
+
+
+class Bytes:
+    def __init__(self):
+        self.number = 0
+
+    def bytes(self, count):
+        self.number += 1
+        return bytes([self.number]) * count
+
+
+SECRET = reviewer.new_reviewer_secret(Bytes())
+TYPED = SECRET.reveal()
+KEY, SALT = reviewer.verifier(SECRET, reviewer.new_salt(Bytes()))
+
+
+def manifest(name="orders") -> Manifest:
+    columns = (Column(1, "id"), Column(2, "amount"), Column(3, "note"))
+    return Manifest(
+        cluster="7412",
+        database=5,
+        database_name="shop",
+        level=Level.READ,
+        objects=(
+            ObjectRights(10, Kind.TABLE, "public", name, "owner", columns, SELECT),
+            ObjectRights(
+                11, Kind.PARTITIONED, "public", "events", "owner", columns[:1], SELECT,
+                (Reach(20, Kind.TABLE, "public", "events_2026", Through.PARTITION),),
+            ),
+        ),
+        dropped=(Dropped(12, Kind.VIEW, "public", "report", DropReason.REACHES_EXCLUDED, "public.customers"),),
+        ambient=("TEMP",),
+    )  # fmt: skip
+
+
+def card(asked=None, **claimed):
+    asked = asked or manifest()
+    return {
+        "request": "req_1",
+        "state": "pending",
+        "digest": "sha256:0",
+        "facts": {
+            "resource": "orders",
+            "environment": "production",
+            "level": "read",
+            "access": "read",
+            "principal": "spiffe://acme.example/agent/claude/1",
+            "sponsor": "ana",
+            "machine": "laptop",
+            "separation": "sandbox",
+            "parents": [],
+            "task": "tsk_1",
+            "lifetime": 600,
+            "delivery": "endpoint",
+            "asked_at": "2026-01-05T10:00:00.000Z",
+            "lapses_at": "2026-01-05T10:15:00.000Z",
+        },
+        "fetched": {"database": "shop"},
+        "claimed": {"repository": {"value": "acme/shop", "provenance": "claimed"}, "reason": "look at orders"}
+        | claimed,
+        "manifest": asked.to_json(),
+        "estimates": {"10": 120000},
+        "duties": {"quorum": 1, "approvers": ["dba"], "max_ttl": 600, "read_only": True, "delivery": "endpoint"},
+        "policies": ["production-asks"],
+        "code": "approval_required",
+        "votes": [],
+    }
+
+
+@pytest.fixture
+def broker(peoples_broker):
+    """Answers challenges as the real one: narrowing by the keeps that it was sent."""
+
+    def offered(ballot):
+        keeps = ballot.get("keeps")
+        left = narrow(manifest(), [Keep.from_json(keep) for keep in keeps]) if keeps is not None else manifest()
+        data = challenge(
+            verb=ballot["verb"], digest_="sha256:1", approver=ballot["human"], nonce="n", comment=ballot["comment"]
+        )
+        return {
+            "nonce": "n",
+            "digest": "sha256:1",
+            "data": b64encode(data).decode(),
+            "manifest": left.to_json(),
+            "lifetime": ballot.get("lifetime", 600),
+            "method": "reviewer-secret",
+            "salt": SALT,
+        }
+
+    peoples_broker.answers = {
+        "requests": {"requests": []},
+        "show_request": card(),
+        "people": {"people": [], "you": "ben"},
+        "challenge": offered,
+        "vote": {"request": "req_1", "state": "approved", "sufficient": True, "missing": ""},
+    }
+    return peoples_broker
+
+
+@pytest.fixture
+def review(broker, directory):
+    """Runs ``taskpass review`` with the secret on a descriptor."""
+
+    def run(*words, secret=TYPED):
+        reading, writing = os.pipe()
+        os.write(writing, secret.encode() + b"\n")
+        os.close(writing)
+        try:
+            return main(["review", *words, "--secret-fd", str(reading), "--directory", str(directory)])
+        finally:
+            os.close(reading)
+
+    return run
+
+
+def test_a_yes_is_signed_over_exactly_the_challenge(review, broker, capfd):
+    assert review("req_1", "--approve", "--comment", "ok") == 0
+    (vote,) = broker.named("vote")
+    data = challenge(verb="approve", digest_="sha256:1", approver="ben", nonce="n", comment="ok")
+    assert reviewer.verify(KEY, data, vote["signature"])
+    assert vote["keeps"] == [
+        {"oid": 10, "columns": [1, 2, 3], "verbs": ["SELECT"]},
+        {"oid": 11, "columns": [1], "verbs": ["SELECT"]},
+    ]
+    assert "you sign: approve req_1 as ben (reviewer-secret)" in capfd.readouterr().err
+
+
+def test_narrowing_is_what_is_sent_and_signed(review, broker):
+    words = ["--drop", "public.events", "--drop-column", "public.orders.note", "--lifetime", "5m", "--as", "eve"]
+    assert review("req_1", "--approve", *words) == 0
+    (vote,) = broker.named("vote")
+    assert vote["keeps"] == [{"oid": 10, "columns": [1, 2], "verbs": ["SELECT"]}]
+    assert (vote["lifetime"], vote["human"]) == (300, "eve")
+
+
+def test_a_no_needs_no_narrowing(review, broker):
+    assert review("req_1", "--deny", "--comment", "why?") == 0
+    (vote,) = broker.named("vote")
+    assert vote["verb"] == "deny"
+    assert "keeps" not in vote
+
+
+@pytest.mark.parametrize(
+    "words", [["--drop", "public.nothing"], ["--only", "orders"], ["--drop-column", "public.orders.nothing"]]
+)
+def test_a_mistyped_name_leaves_nothing_signed(review, broker, words):
+    assert review("req_1", "--approve", *words) == 2
+    assert not broker.named("challenge")
+    assert not broker.named("vote")
+
+
+@pytest.mark.parametrize("lie", ["manifest", "data", "lifetime"])
+def test_a_challenge_for_anything_else_is_not_signed(review, broker, capfd, lie):
+    honest = broker.answers["challenge"]
+    other = {
+        "manifest": manifest("salaries").to_json(),
+        "data": b64encode(challenge(verb="approve", digest_="sha256:2", approver="ben", nonce="n")).decode(),
+        "lifetime": 3600,
+    }
+    broker.answers["challenge"] = lambda ballot: honest(ballot) | {lie: other[lie]}
+    assert review("req_1", "--approve", "--lifetime", "5m") == 90
+    assert not broker.named("vote")
+    assert "[challenge_mismatch]" in capfd.readouterr().err
+
+
+def test_a_wrong_secret_is_not_shown(review, broker, capfd):
+    assert review("req_1", "--approve", secret="hunter2") == 2
+    assert "hunter2" not in "".join(capfd.readouterr())
+    assert not broker.named("vote")
+
+
+def test_the_secret_goes_nowhere_but_into_the_signature(review, broker, capfd):
+    assert review("req_1", "--approve") == 0
+    assert SECRET.reveal() not in json.dumps(broker.calls) + "".join(capfd.readouterr())
+
+
+def test_the_brokers_refusal_is_the_exit_code(review, broker):
+    broker.answers["vote"] = Denied("the sponsor of a task cannot approve it", code="self_approval")
+    assert review("req_1", "--approve") == 90
+
+
+def test_review_does_not_follow_the_environment(broker, directory, monkeypatch, capfd):
+    monkeypatch.setenv("TASKPASS_DIR", str(directory))
+    assert main(["review"]) == 2
+    assert "[directory_not_named]" in capfd.readouterr().err
+    assert not broker.calls
+    assert main(["review", "--directory", str(directory)]) == 0
+
+
+def test_review_refuses_a_directory_that_others_can_enter(broker, directory, capfd):
+    directory.chmod(0o755)
+    assert main(["review", "--directory", str(directory)]) == 2
+    assert not broker.calls
+
+
+def test_without_a_terminal_nothing_is_asked_and_nothing_decided(broker, directory, capfd):
+    assert main(["review", "req_1", "--directory", str(directory)]) == 0
+    assert not broker.named("challenge")
+    assert main(["review", "req_1", "--approve", "--directory", str(directory)]) == 2
+    assert "--secret-fd" in capfd.readouterr().err
+
+
+def test_the_card_shows_every_object_and_why_others_are_left_out(broker, directory, capfd):
+    assert main(["review", "req_1", "--directory", str(directory)]) == 0
+    shown = capfd.readouterr().out
+    for text in (
+        "id, amount, note",
+        "120,000",
+        "events_2026",
+        "would reach public.customers",
+        "TEMP",
+        "production-asks",
+        "10 min",
+    ):
+        assert text in shown
+
+
+@pytest.mark.parametrize("place", ["reason", "repository", "database", "table", "comment"])
+def test_no_content_of_the_other_classes_changes_what_the_broker_says(broker, directory, capfd, place):
+    """The facts are the lines before the first blank line of the next block, whatever anybody else wrote."""
+
+    def facts():
+        assert main(["review", "req_1", "--directory", str(directory)]) == 0
+        shown = capfd.readouterr().out
+        assert "\033" not in shown
+        assert "\u202e" not in shown
+        assert shown.count("\nWhat the broker knows\n") == 1
+        return shown.split("\nrights in database")[0]
+
+    expected = facts()
+    if place == "table":
+        broker.answers["show_request"] = card(manifest(HOSTILE))
+    elif place == "database":
+        broker.answers["show_request"] = card() | {"fetched": {"database": HOSTILE}}
+    elif place == "comment":
+        vote = {"verdict": "deny", "approver": "ben", "method": "reviewer-secret", "at": None, "comment": HOSTILE}
+        broker.answers["show_request"] = card() | {"votes": [vote]}
+    else:
+        value = HOSTILE if place == "reason" else {"value": HOSTILE, "provenance": "claimed"}
+        broker.answers["show_request"] = card(**{place: value})
+    assert facts() == expected
+
+
+def test_only_what_the_broker_knows_carries_colour(broker, directory, monkeypatch, capfd):
+    monkeypatch.setattr("taskpass.cli.say.coloured", lambda stream: True)
+    assert main(["review", "req_1", "--directory", str(directory)]) == 0
+    shown = capfd.readouterr().out
+    foreign = shown[shown.index("Fetched from the target") :]
+    assert "\033" in shown
+    assert "\033" not in foreign
+
+
+def test_lists_what_is_waiting(broker, directory, capfd):
+    assert main(["review", "--directory", str(directory)]) == 0
+    assert "nothing is waiting" in capfd.readouterr().out
+
+
+def test_only_leaves_only_that():
+    left = narrowing.keeps(manifest(), only=["public.events"], drop=[], drop_columns=[])
+    assert [keep.oid for keep in left] == [11]
+
+
+def test_a_table_without_columns_left_is_gone():
+    left = narrowing.keeps(manifest(), only=[], drop=[], drop_columns=["public.events.id"])
+    assert [keep.oid for keep in left] == [10]
+
+
+def test_names_with_dots_are_exact():
+    with pytest.raises(InvalidInput):
+        narrowing.keeps(manifest("a.b"), only=["a.b"], drop=[], drop_columns=[])
+    assert narrowing.keeps(manifest("a.b"), only=["public.a.b"], drop=[], drop_columns=["public.a.b.note"])
+
+
+def test_a_secret_does_not_show_itself():
+    assert "hunter2" not in repr(Secret("hunter2"))
