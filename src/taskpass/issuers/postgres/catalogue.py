@@ -125,7 +125,7 @@ def estimate_rows(connection: Connection, manifest: Manifest) -> dict[int, int]:
     stored = {item.oid: _stored_in(item) for item in manifest.objects}
     wanted = sorted({oid for oids in stored.values() for oid in oids})
     with driver_errors("reading row estimates"):
-        rows = _fetch(
+        rows = fetch(
             connection, "SELECT oid::bigint, reltuples::bigint FROM pg_catalog.pg_class WHERE oid = ANY(%s)", [wanted]
         )
     known = {oid: count for oid, count in rows if count >= 0}
@@ -164,7 +164,7 @@ def driver_errors(doing: str) -> Generator[None]:
 
 
 def _read(connection: Connection) -> _Snapshot:
-    row = _fetch(connection, _query("catalogue"))[0]
+    row = fetch(connection, query("catalogue"))[0]
     cluster, database, name, relations, edges, open_schemas, temporary, elsewhere, large_objects = row
     if not isinstance(name, str):
         # The driver gives bytes where the database does not say what its bytes mean (SQL_ASCII).
@@ -185,7 +185,7 @@ def _read(connection: Connection) -> _Snapshot:
 
 
 def _openings(connection: Connection) -> list[Opening]:
-    return [Opening(*row) for row in _fetch(connection, _query("public_reach"))]
+    return [Opening(*row) for row in fetch(connection, query("public_reach"))]
 
 
 @dataclass(slots=True)
@@ -248,7 +248,7 @@ def _columns(connection: Connection, granted: Sequence[_Relation]) -> dict[int, 
     if not granted:
         return {}
     found: dict[int, list[Column]] = defaultdict(list)
-    for oid, number, name in _fetch(connection, _COLUMNS, [[relation.oid for relation in granted]]):
+    for oid, number, name in fetch(connection, _COLUMNS, [[relation.oid for relation in granted]]):
         found[oid].append(Column(number, name))
     return {oid: tuple(columns) for oid, columns in found.items()}
 
@@ -300,14 +300,16 @@ def _stored_in(item: ObjectRights) -> list[int]:
     return below if item.kind is Kind.PARTITIONED else [item.oid, *below]
 
 
-def _fetch(connection: Connection, query: str, parameters: Sequence[object] | None = None) -> list[tuple[Any, ...]]:
+def fetch(connection: Connection, query: str, parameters: Sequence[object] | None = None) -> list[tuple[Any, ...]]:
+    """The rows of one statement. Driver errors come through: callers are inside ``driver_errors``."""
     with connection.cursor(row_factory=tuple_row) as cursor:
         # Prepared, because planning takes longer than running and the same session asks again for each lease.
         return cursor.execute(query.encode(), parameters, prepare=True).fetchall()
 
 
 @cache
-def _query(name: str) -> str:
+def query(name: str) -> str:
+    """The text of one of the ``.sql`` files beside this module."""
     return resources.files("taskpass.issuers.postgres").joinpath(f"{name}.sql").read_text(encoding="utf-8")
 
 

@@ -1,0 +1,61 @@
+-- What the preflight judges, as one JSON object. An ordinary login may run it; it touches no table of a user.
+WITH me AS (SELECT r.* FROM pg_catalog.pg_roles r WHERE r.rolname = session_user),
+here AS (SELECT d.oid, d.datname FROM pg_catalog.pg_database d WHERE d.datname = pg_catalog.current_database())
+SELECT pg_catalog.json_build_object(
+    'version', pg_catalog.current_setting('server_version_num')::int,
+    'encoding', pg_catalog.current_setting('server_encoding'),
+    'standby', pg_catalog.pg_is_in_recovery(),
+    'cluster', (SELECT s.system_identifier::text FROM pg_catalog.pg_control_system() s),
+    'database', here.oid::bigint,
+    'login', pg_catalog.quote_ident(me.rolname),
+    'attributes', pg_catalog.array_remove(ARRAY[
+        CASE WHEN me.rolsuper THEN 'SUPERUSER' END, CASE WHEN me.rolcreaterole THEN 'CREATEROLE' END,
+        CASE WHEN me.rolcreatedb THEN 'CREATEDB' END, CASE WHEN me.rolreplication THEN 'REPLICATION' END,
+        CASE WHEN me.rolbypassrls THEN 'BYPASSRLS' END], NULL),
+    'expires', me.rolvaliduntil IS NOT NULL AND me.rolvaliduntil < 'infinity',
+    -- A closing lease's role is lent to the broker for a moment; only its own installation's leases are called that.
+    'member_of', ARRAY(
+        SELECT m.roleid::regrole::text FROM pg_catalog.pg_auth_members m JOIN pg_catalog.pg_roles r ON r.oid = m.roleid
+        WHERE m.member = me.oid
+          AND NOT pg_catalog.starts_with(r.rolname::text, 'tp_' || pg_catalog.right(me.rolname::text, 8) || '_')
+        ORDER BY 1),
+    'owns', ARRAY(
+        SELECT pg_catalog.pg_describe_object(s.classid, s.objid, s.objsubid) FROM pg_catalog.pg_shdepend s
+        WHERE s.refclassid = 'pg_catalog.pg_authid'::regclass AND s.refobjid = me.oid AND s.deptype = 'o'
+          AND s.dbid IN (0, here.oid) ORDER BY 1 LIMIT 5),
+    'granted', ARRAY(
+        SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_shdepend s
+        JOIN pg_catalog.pg_class c ON c.oid = s.objid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+        WHERE s.refclassid = 'pg_catalog.pg_authid'::regclass AND s.refobjid = me.oid AND s.deptype = 'a'
+          AND s.dbid = here.oid AND s.classid = 'pg_catalog.pg_class'::regclass AND n.nspname <> 'taskpass'
+        GROUP BY 1 ORDER BY 1 LIMIT 5),
+    'other_databases', ARRAY(
+        SELECT o.datname::text FROM pg_catalog.pg_database o
+        WHERE o.datallowconn AND o.oid <> here.oid AND EXISTS (
+            SELECT FROM pg_catalog.aclexplode(coalesce(o.datacl, pg_catalog.acldefault('d', o.datdba))) a
+            WHERE a.grantee = 0 AND a.privilege_type = 'CONNECT')
+        ORDER BY 1),
+    'close_other_databases', ARRAY(
+        SELECT pg_catalog.format('REVOKE CONNECT, TEMPORARY ON DATABASE %I FROM PUBLIC;', o.datname)
+        FROM pg_catalog.pg_database o
+        WHERE o.datallowconn AND o.oid <> here.oid AND EXISTS (
+            SELECT FROM pg_catalog.aclexplode(coalesce(o.datacl, pg_catalog.acldefault('d', o.datdba))) a
+            WHERE a.grantee = 0 AND a.privilege_type = 'CONNECT')
+        ORDER BY o.datname::text),
+    'default_privileges', ARRAY(
+        SELECT pg_catalog.format('ALTER DEFAULT PRIVILEGES FOR ROLE %s%s REVOKE ALL ON %s FROM PUBLIC;',
+                      d.defaclrole::regrole, ' IN SCHEMA ' || d.place::regnamespace,
+                      CASE d.defaclobjtype WHEN 'r' THEN 'TABLES' WHEN 'S' THEN 'SEQUENCES' ELSE 'SCHEMAS' END)
+        FROM (SELECT x.*, nullif(x.defaclnamespace, 0) AS place FROM pg_catalog.pg_default_acl x) d
+        WHERE d.defaclobjtype IN ('r', 'S', 'n')
+          AND EXISTS (SELECT FROM pg_catalog.aclexplode(d.defaclacl) a WHERE a.grantee = 0)
+        ORDER BY 1),
+    'senders', (SELECT count(*) FROM pg_catalog.pg_stat_replication),
+    'sees_starting', EXISTS (SELECT FROM pg_catalog.pg_locks l
+                             WHERE l.locktype = 'virtualxid' AND l.pid = pg_catalog.pg_backend_pid()),
+    'password_encryption', pg_catalog.current_setting('password_encryption'),
+    'log_line_prefix', pg_catalog.current_setting('log_line_prefix'),
+    'log_connections', pg_catalog.current_setting('log_connections'),
+    'log_destination', pg_catalog.current_setting('log_destination'),
+    'kit', pg_catalog.to_regclass('taskpass.kit_version') IS NOT NULL)
+FROM me, here
