@@ -49,6 +49,14 @@ def test_a_row_cannot_be_deleted(home, filled, table):
         home.raw(f"DELETE FROM {table}")
 
 
+@pytest.mark.parametrize("state", ["active", "closing", "closed", "cleaned", "immortal", ""])
+def test_a_lease_cannot_be_put_in_past_its_beginning(home, filled, state):
+    columns = [column.name for column in metadata.tables["leases"].columns]
+    values = [{"id": "'new'", "role": "'new'", "state": f"'{state}'"}.get(name, f'"{name}"') for name in columns]
+    with pytest.raises(sqlite3.IntegrityError, match="illegal transition"):
+        home.raw(f"INSERT INTO leases SELECT {', '.join(values)} FROM leases")
+
+
 @pytest.mark.parametrize("column", [column.name for column in metadata.tables["approvals"].columns])
 def test_no_column_of_a_vote_can_be_changed(home, filled, column):
     with pytest.raises(sqlite3.IntegrityError, match="never changes"):
