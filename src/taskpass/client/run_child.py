@@ -45,10 +45,8 @@ def run_child(command: Sequence[str], environment: Mapping[str, str]) -> int:
             setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
         )
         return wait_for(child)
-    except (FileNotFoundError, NotADirectoryError):
-        return NOT_FOUND
     except OSError:
-        return NOT_EXECUTABLE
+        return NOT_EXECUTABLE if _is_there(command[0]) else NOT_FOUND
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -63,3 +61,9 @@ def wait_for(child: int) -> int:
         received = signal.sigwaitinfo({*FORWARDED, signal.SIGCHLD})
         if received.si_signo != signal.SIGCHLD and received.si_code <= 0:
             os.kill(child, received.si_signo)
+
+
+def _is_there(name: str) -> bool:
+    """Whether there is a file to start; a folder in PATH that we may not enter looks like one to the kernel."""
+    folders = [""] if "/" in name else os.get_exec_path()
+    return any(os.path.exists(os.path.join(folder, name)) for folder in folders)

@@ -243,13 +243,17 @@ def _start(command: list[str], environment: dict[str, str], mask: list[int]) -> 
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.execvpe(command[0], command, environment)  # noqa: S606 - no shell is the point.
-    except (FileNotFoundError, NotADirectoryError):
-        code = 127
     except OSError:
-        pass
+        code = 126 if _is_there(command[0], environment) else 127
     finally:
         _say(f"taskpass: cannot start {command[0]}")
         os._exit(code)
+
+
+def _is_there(name: str, environment: dict[str, str]) -> bool:
+    """Whether there is a file to start; a folder in PATH that we may not enter looks like one to the kernel."""
+    folders = [""] if "/" in name else os.get_exec_path(environment)
+    return any(os.path.exists(os.path.join(folder, name)) for folder in folders)
 
 
 def _say(text: str) -> None:
