@@ -19,6 +19,7 @@ from taskpass.core.separation import Environment
 from taskpass.gateways.postgres import session as session_module
 from taskpass.gateways.postgres.endpoint import MAX_SOCKETS, PostgresEndpoints
 from taskpass.gateways.postgres.session import END_SECONDS, MAX_CLIENTS
+from taskpass.gateways.postgres.splice import LINGER_SECONDS
 from taskpass.wire.postgres.login import Login
 from taskpass.wire.postgres.messages import (
     CancelRequest,
@@ -394,6 +395,26 @@ def test_an_end_is_told_to_every_client_and_nothing_is_left(bench):
     assert bench.endpoints.connections(LEASE) == 0
     for connection in bench._targets[0].accepted:
         eventually(lambda connection=connection: connection.fileno() == -1)
+
+
+def test_a_client_that_goes_on_hears_it_once_more(bench):
+    client = bench.client(bench.open(echo))
+    client.ready()
+    bench.endpoints.close(LEASE, message="over")
+    client.until(b"E")
+    for _ in range(3):
+        client.socket.sendall(message(b"Q", b"SELECT 1\0"))
+        time.sleep(0.01)
+    assert [received.kind for received in client.messages()] == [b"E"]
+
+
+def test_a_client_that_ignores_the_end_is_cut_a_moment_later(bench):
+    client = bench.client(bench.open(echo))
+    client.ready()
+    bench.endpoints.close(LEASE, message="over")
+    began = time.monotonic()
+    assert len(client.messages()) == 1
+    assert time.monotonic() - began < LINGER_SECONDS + 1
 
 
 def test_nobody_connects_after_the_end(bench):

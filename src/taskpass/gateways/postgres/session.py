@@ -56,7 +56,7 @@ class Session:
         self._pid_and_key: tuple[int, bytes] | None = None
 
     async def run(self) -> None:
-        """Until both sides are closed. Errors are told to the client and end here."""
+        """Until there is nothing left to do. Errors are told to the client and end here."""
         loop = asyncio.get_running_loop()
         try:
             _, self._client = await loop.connect_accepted_socket(Leg, self._connection)
@@ -175,9 +175,9 @@ class Session:
             self._client.transport.close()
 
     def _close(self) -> None:
-        if self._splice is not None and not self._splice.over.done():
-            self._splice.abort()
         if self._client is None:
             self._connection.close()
-        else:
+        elif self._splice is None:
             self._client.transport.close()
+        elif not self._splice.over.done():
+            self._splice.abort()

@@ -15,14 +15,23 @@ _WRITE_BUFFER = 256 * 1024
 """Bytes that wait for a slow reader before its counterpart is no longer read."""
 
 
+LINGER_SECONDS = 0.1
+"""How long a client may take to read the last words and hang up itself.
+
+Words and end of stream that arrive together make libpq report "server closed the connection unexpectedly" and drop the
+words; a server's own process takes its time to exit, too.
+"""
+
+
 class Splice:
-    """``over`` is done when both sides are closed."""
+    """``over`` is done when both sides are closed, or the target is and the client was told why."""
 
     def __init__(self, client: asyncio.Transport, target: asyncio.Transport) -> None:
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._client = client
         self._target = target
         self._open = 2
+        self._repeat = b""
         self._to_client = _TargetStream(self, target, client)
 
     @classmethod
@@ -49,11 +58,28 @@ class Splice:
 
     def side_lost(self) -> None:
         """One side is gone: the other one follows, the client after it was sent what is left."""
+        self._open -= 1
+        if self.over.done():
+            return
         self._client.close()
         self._target.abort()
-        self._open -= 1
-        if not self._open and not self.over.done():
+        if not self._open:
             self.over.set_result(None)
+
+    def last_words(self, rest: bytes, words: bytes) -> None:
+        """Sends ``words`` after the ``rest`` of a message, cuts the target, and leaves the client a moment."""
+        self._repeat = words
+        self._client.write(rest + words)
+        self._target.abort()
+        asyncio.get_running_loop().call_later(LINGER_SECONDS, self._client.abort)
+        if not self.over.done():
+            self.over.set_result(None)
+
+    def heard_after_the_end(self) -> None:
+        """The client sends more. Between two statements libpq takes an error for a notice: so it is said once again."""
+        if self._repeat and not self._client.is_closing():
+            self._client.write(self._repeat)
+            self._repeat = b""
 
 
 class _Stream(asyncio.Protocol):
@@ -80,6 +106,8 @@ class _ClientStream(_Stream):
     def data_received(self, data: bytes) -> None:
         if not self._sink.is_closing():
             self._sink.write(data)
+        else:
+            self._splice.heard_after_the_end()
 
     def eof_received(self) -> bool:
         """The client sends no more but may still read: the target hears the same, where the transport can say it."""
@@ -99,7 +127,8 @@ class _TargetStream(_Stream):
         if self._sink.is_closing():
             return
         if self._last_words is not None:
-            self._finish(data, self._last_words)
+            if not self._splice.over.done():
+                self._finish(data, self._last_words)
             return
         self._boundary.follow(data)
         self._sink.write(data)
@@ -115,6 +144,4 @@ class _TargetStream(_Stream):
             self._boundary.follow(data)
             self._sink.write(data)
             return
-        self._sink.write(data[:end] + words)
-        self._sink.close()
-        self._source.abort()
+        self._splice.last_words(data[:end], words)
