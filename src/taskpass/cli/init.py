@@ -144,10 +144,15 @@ def _person() -> str:
 
 def _founded(directory: Path, secret: Secret, descriptor: int | None) -> None:
     talk(f"taskpass: made {directory}")
+    show_secret(secret, descriptor)
+
+
+def show_secret(secret: Secret, descriptor: int | None) -> None:
+    """Hand a reviewer secret to the person, once: to a descriptor, else to the terminal."""
     if descriptor is not None:
         os.write(descriptor, f"{secret.reveal()}\n".encode())
         return
-    talk("Your reviewer secret, shown this once: it signs your decisions in taskpass review. Keep it from agents.")
+    talk("The reviewer secret, shown this once: it signs decisions in taskpass review. Keep it where no agent reads.")
     talk(f"    {secret.reveal()}")
 
 

@@ -58,7 +58,7 @@ COMMANDS: Tree = {
         "export": "taskpass.cli.audit.export",
     },
     "keys": {"ls": "taskpass.cli.keys.ls"},
-    "people": {"ls": "taskpass.cli.people.ls"},
+    "people": {"ls": "taskpass.cli.people.ls", "add": "taskpass.cli.people.add"},
     "config": {"show": "taskpass.cli.config.show"},
     "completions": "taskpass.cli.completions",
     "version": "taskpass.cli.version",

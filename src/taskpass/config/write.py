@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from taskpass.config.model import Human, Resource
+from taskpass.core.errors import ConfigInvalid
 
 _HEADER = """\
 # Taskpass: what this broker serves, and for whom. `taskpass check` says what is wrong without starting anything.
@@ -74,6 +76,27 @@ def render_groups(groups: Mapping[str, frozenset[str]]) -> str:
         "\n".join(["", "[people.groups]", *(f"{_key(n)} = {_list(tuple(sorted(m)))}" for n, m in groups.items())])
         + "\n"
     )
+
+
+def join_groups(text: str, human: str, groups: Iterable[str]) -> str:
+    """``text`` with ``human`` in each of ``groups``, whose lines stand as ``render_groups`` writes them.
+
+    Raises ``ConfigInvalid`` for a group whose line is not of that shape: a person then edits it.
+    """
+    for group in groups:
+        head, mark, rest = text.partition("[people.groups]\n")
+        line = re.search(rf"^{re.escape(_key(group))} = \[(.*)\]", rest, re.MULTILINE)
+        if not mark or not line:
+            raise ConfigInvalid(f"the group {group} cannot be found in [people.groups]", hint="add it there by hand")
+        members = f"{line[1]}, {quote(human)}" if line[1].strip() else quote(human)
+        text = head + mark + rest[: line.start(1)] + members + rest[line.end(1) :]
+    return text
+
+
+def insert_human(text: str, human: Human) -> str:
+    """``text`` with the record of ``human`` before the groups."""
+    head, mark, rest = text.partition("\n[people.groups]\n")
+    return head + render_human(human) + mark + rest
 
 
 def quote(text: str) -> str:

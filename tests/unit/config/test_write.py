@@ -138,3 +138,26 @@ def test_the_snapshot_changes_with_any_file_and_says_which(tmp_path):
     after = snapshot.take(tmp_path)
     assert after.digest != before.digest
     assert snapshot.differences(before, after) == ["policy/a.cedar was changed", "policy/b.cedar was added"]
+
+
+def test_a_person_is_added_without_touching_what_an_operator_wrote():
+    ana, ben = Human(HumanId("ana"), ("ana",)), Human(HumanId("ben@acme.example"), ("ben",), KEY, SALT)
+    old = (
+        write.render_new("acme.example")
+        + "# a word of the operator\n"
+        + write.render_human(ana)
+        + write.render_groups({"dba": frozenset({"ana"}), "on-call": frozenset({"ana"})})
+        + write.render_resource(a_resource())
+    )
+    text = write.join_groups(write.insert_human(old, ben), ben.id, ["dba"])
+    config, problems = parse(text.encode(), Path("/srv/taskpass"))
+    assert problems == []
+    assert config.people.humans == {ana.id: ana, ben.id: ben}
+    assert config.people.groups == {"dba": frozenset({ana.id, ben.id}), "on-call": frozenset({ana.id})}
+    assert "# a word of the operator" in text
+    assert config.resources["orders"] == a_resource()
+
+
+def test_a_group_that_cannot_be_found_is_left_to_a_person():
+    with pytest.raises(ConfigInvalid, match="cannot be found"):
+        write.join_groups(write.render_new("acme.example"), "ben", ["dba"])
