@@ -140,11 +140,12 @@ class Broker:
                 if owner in names:
                     admin.execute(sql.SQL("ROLLBACK PREPARED {}").format(sql.Literal(gid)))
             for name in names:
-                # DROP OWNED revokes only what the one who runs it granted, and the grantor of all is the kit.
-                grantor = "taskpass_kit" if name.startswith(("tp_", "tpm_")) else server.superuser
-                admin.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(grantor)))
                 admin.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(sql.Identifier(name)))
-            admin.execute("RESET ROLE")
+                if name.startswith(("tp_", "tpm_")):
+                    # DROP OWNED revokes only what the one who runs it granted, and the grantor of leases is the kit.
+                    admin.execute("SET ROLE taskpass_kit")
+                    admin.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(sql.Identifier(name)))
+                    admin.execute("RESET ROLE")
             for name in names:
                 admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(name)))
 

@@ -481,7 +481,7 @@ BEGIN
         BEGIN
             EXECUTE format('ALTER ROLE %I NOLOGIN PASSWORD %L VALID UNTIL %L', lease_role, verifier,
                            clock_timestamp() + interval '10 minutes');
-            -- Up to 15 a role may lend itself to another one.
+            -- Somebody with the right to it may have lent the role. A role cannot lend itself (15 and later).
             FOR stranger IN SELECT m.member::regrole::text AS name FROM pg_auth_members m
                              WHERE m.roleid = close.role AND m.member NOT IN (current_user::regrole, session_user::regrole) LOOP
                 EXECUTE format('REVOKE %I FROM %s', lease_role, stranger.name);
@@ -584,15 +584,17 @@ BEGIN
               FROM (SELECT d.datname, count(*) AS n FROM pg_shdepend s JOIN pg_database d ON d.oid = s.dbid
                      WHERE s.refclassid = 'pg_authid'::regclass AND s.refobjid = lease_oid AND s.dbid <> here
                      GROUP BY d.datname ORDER BY d.datname) AS elsewhere;
-            IF blocked IS NOT NULL THEN
-                RETURN;
+            IF blocked IS NULL THEN
+                EXECUTE format('DROP ROLE %I', lease_role);
             END IF;
-            EXECUTE format('DROP ROLE %I', lease_role);
         EXCEPTION WHEN dependent_objects_still_exist OR object_in_use OR lock_not_available OR insufficient_privilege
                     OR internal_error THEN
             blocked := left(replace(SQLERRM, chr(10), ' '), 200);
-            RETURN;
         END;
+        IF blocked IS NOT NULL THEN
+            RAISE LOG 'taskpass: clean installation=% lease=% blocked by %', taskpass.caller(), lease, blocked;
+            RETURN;
+        END IF;
     END IF;
     PERFORM taskpass.drop_unused();
     UPDATE taskpass.lease l SET state = 'cleaned', changed_at = clock_timestamp(), rights = '[]'
