@@ -9,6 +9,7 @@ from taskpass.core.errors import TargetUnavailable, TargetUnfit
 from taskpass.core.manifest import Column, Dropped, DropReason, Kind, Reach, Through
 from taskpass.core.scope import Level, Scope, Verb
 from taskpass.issuers.postgres.catalogue import estimate_rows, public_openings, resolve
+from taskpass.testing import orders
 
 pytestmark = pytest.mark.service
 
@@ -490,3 +491,23 @@ def test_dropped_entries_are_in_one_order(personal, broker):
     manifest = resolve(broker, scope(exclude=["public.pii"]))
     assert [item.oid for item in manifest.dropped] == sorted(item.oid for item in manifest.dropped)
     assert all(isinstance(item, Dropped) for item in manifest.dropped)
+
+
+def test_the_sample_database_hides_customers_and_every_way_to_them(database, broker):
+    with database.server.connect(database.name) as connection:
+        orders.load(connection, orders=1000)
+    manifest = resolve(broker, scope(f"{orders.SCHEMA}.*", exclude=[f"{orders.SCHEMA}.customers"]))
+    through = (DropReason.REACHES_EXCLUDED, "shop.customers")
+    assert dropped(manifest) == {
+        "shop.customers": (DropReason.EXCLUDED, ""),
+        "shop.customer_orders": through,
+        "shop.best_customers": through,
+    }
+    assert {"shop.orders", "shop.items", "shop.payments", "shop.order_events"} <= set(names(manifest))
+    assert {item.owner for item in manifest.objects} == {orders.OWNER}
+    counts = database.fetch(
+        "SELECT (SELECT count(*) FROM shop.orders), (SELECT count(*) FROM shop.order_events),"
+        " (SELECT count(*) FROM shop.customer_orders), (SELECT max(total_cents) FROM shop.orders)"
+    )
+    assert counts == [(1000, 1000, 1000, 20498)]
+    assert database.fetch("SELECT rolcanlogin FROM pg_roles WHERE rolname = %s", orders.OWNER) == [(False,)]

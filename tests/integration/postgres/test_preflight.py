@@ -42,3 +42,258 @@ def test_an_enrolled_database_has_nothing_fatal(broker):
     modern = broker.database.server.version >= 16
     expected = {"other_databases", "server_log"} if modern else {"other_databases", "server_log", "createrole"}
     assert {finding.check for finding in found} == expected
+
+
+def test_another_cluster_or_database_than_the_enrolled_one_is_fatal(broker):
+    (pin,) = broker.database.fetch(
+        "SELECT system_identifier::text, (SELECT oid::bigint FROM pg_database WHERE datname = current_database()) "
+        "FROM pg_control_system()"
+    )
+    assert fatal(findings(broker, cluster=pin[0], database=pin[1])) == []
+    assert fatal(findings(broker, cluster="7000000000000000001", database=pin[1])) == ["another_target"]
+    assert fatal(findings(broker, cluster=pin[0], database=pin[1] + 1)) == ["another_target"]
+
+
+def test_a_database_without_the_kit_says_how_to_get_it(database):
+    database.execute(*TABLES)
+    made = Broker(database)
+    try:
+        made.issuer.close_connections()
+        database.execute("DROP SCHEMA taskpass CASCADE")
+        found = findings(made)
+        assert fatal(found) == ["kit"]
+        assert "--print-sql" in by_check(found)["kit"].fix
+    finally:
+        made.forget()
+
+
+def test_a_login_that_is_not_enrolled_is_told_so(broker):
+    found = findings(broker, connection=broker.database.connect(*broker.database.login("stranger")))
+    assert "kit" in fatal(found)
+
+
+EXCESS = {
+    "superuser": 'ALTER ROLE "{login}" SUPERUSER',
+    "may make roles": 'ALTER ROLE "{login}" CREATEROLE BYPASSRLS',
+    "member of a predefined role": 'GRANT pg_read_all_data TO "{login}"',
+    "member of an odd role": 'CREATE ROLE "{name}_o""dd"; GRANT "{name}_o""dd" TO "{login}"',
+    "member of another installation's lease": 'CREATE ROLE "{name}_tp"; GRANT "{name}_tp" TO "{login}"',
+    "reads a table": 'GRANT SELECT ON shop.orders TO "{login}"',
+    "reads a column": 'GRANT SELECT (id) ON shop.orders TO "{login}"',
+    "changes the ceiling": 'GRANT UPDATE ON taskpass.ceiling TO "{login}"',
+}
+
+
+@pytest.mark.parametrize("excess", EXCESS)
+def test_a_login_with_more_rights_than_the_kits_routines_is_fatal_until_the_shown_sql_has_run(broker, excess):
+    broker.database.execute(EXCESS[excess].format(login=broker.login, name=broker.database.name))
+    found = [finding for finding in findings(broker) if finding.severity is Severity.FATAL]
+    assert {finding.check for finding in found} & {"broker_login", "ceiling"}
+    for finding in found:
+        broker.database.execute(finding.fix.replace("PUBLIC; -- and from that login", f'"{broker.login}"'))
+    assert fatal(findings(broker)) == []
+
+
+def test_a_login_that_owns_something_or_ends_by_itself_is_found(broker):
+    broker.database.execute(
+        "CREATE TABLE shop.mine (id int)",
+        f'ALTER TABLE shop.mine OWNER TO "{broker.login}"',
+        f"ALTER ROLE \"{broker.login}\" VALID UNTIL '2099-01-01'",
+    )
+    found = [finding for finding in findings(broker) if finding.check == "broker_login"]
+    assert [finding.severity for finding in found] == [Severity.FATAL, Severity.WARNING]
+    assert "shop.mine" in found[0].message
+
+
+def test_the_role_of_an_own_lease_that_is_lent_for_closing_is_no_excess(broker):
+    role = f"tp_{broker.installation}_lent"
+    broker.database.execute(f'CREATE ROLE "{role}"', f'GRANT "{role}" TO "{broker.login}"')
+    found = fatal(findings(broker))
+    broker.database.execute(f'DROP ROLE "{role}"')
+    assert found == []
+
+
+def test_other_databases_that_every_login_may_enter_are_fatal_where_data_matters(broker):
+    opened = [name for (name,) in broker.database.fetch("SELECT datname FROM pg_database WHERE datallowconn")]
+    opened = [name for name in opened if name != broker.database.name]
+    for environment, severity in (
+        (Environment.PREVIEW, Severity.WARNING),
+        (Environment.DEV, Severity.WARNING),
+        (Environment.STAGING, Severity.FATAL),
+        (Environment.PRODUCTION, Severity.FATAL),
+    ):
+        found = by_check(findings(broker, environment=environment))["other_databases"]
+        assert found.severity is severity
+    assert all(name in found.message for name in opened[:5])
+    try:
+        broker.database.execute(*found.fix.splitlines()[:-1])
+        assert "other_databases" not in by_check(findings(broker, environment=Environment.PRODUCTION))
+    finally:
+        broker.database.execute(
+            *(f'GRANT CONNECT, TEMPORARY ON DATABASE "{name}" TO PUBLIC' for name in opened if name != "template1"),
+            "GRANT CONNECT ON DATABASE template1 TO PUBLIC",
+        )
+
+
+def test_defaults_that_will_open_later_tables_are_found_and_closed(broker):
+    owner = broker.database.role("owner")
+    broker.database.execute(
+        f"ALTER DEFAULT PRIVILEGES FOR ROLE {owner} GRANT SELECT ON TABLES TO PUBLIC",
+        f"ALTER DEFAULT PRIVILEGES FOR ROLE {owner} IN SCHEMA shop GRANT USAGE ON SEQUENCES TO PUBLIC",
+    )
+    found = [finding for finding in findings(broker) if finding.check == "default_privileges"]
+    assert len(found) == 2
+    broker.database.execute(*(finding.fix for finding in found))
+    assert "default_privileges" not in by_check(findings(broker))
+
+
+def test_a_replica_that_is_not_listed_is_a_warning(broker):
+    assert "replicas" not in by_check(findings(broker))
+    with broker.database.server.connect(broker.database.name, replication="database"):
+        assert by_check(findings(broker))["replicas"].severity is Severity.WARNING
+        assert "replicas" not in by_check(findings(broker, nodes=("127.0.0.1:1/x",)))
+
+
+def test_a_server_on_which_starting_sessions_cannot_be_seen_is_fatal(broker):
+    broker.database.execute("REVOKE SELECT ON pg_catalog.pg_locks FROM PUBLIC")
+    try:
+        found = findings(broker)
+        assert fatal(found) == ["fence"]
+        broker.database.execute(by_check(found)["fence"].fix)
+        assert fatal(findings(broker)) == []
+    finally:
+        broker.database.execute("GRANT SELECT ON pg_catalog.pg_locks TO PUBLIC")
+
+
+class Pooled:
+    """Behaves as a transaction pooler does: each statement goes to the next of two server processes."""
+
+    def __init__(self, first, second, told=None):
+        self._each = [first, second]
+        self.info = type("Info", (), {"backend_pid": told or first.info.backend_pid})()
+
+    def cursor(self, **options):
+        self._each.reverse()
+        return self._each[0].cursor(**options)
+
+
+def test_a_pooler_is_fatal_and_the_direct_address_is_asked_for(broker):
+    found = findings(broker, connection=Pooled(broker.connect(), broker.connect()))
+    assert fatal(found) == ["pooler_address"]
+    assert "server's own host" in by_check(found)["pooler_address"].fix
+
+
+def test_a_proxy_that_answers_with_a_process_id_of_its_own_is_a_warning(broker):
+    one = broker.connect()
+    found = findings(broker, connection=Pooled(one, one, told=1))
+    assert by_check(found)["proxy"].severity is Severity.WARNING
+    assert fatal(found) == []
+
+
+def test_a_kit_of_another_version_or_with_a_missing_right_is_fatal(broker):
+    broker.database.execute("UPDATE taskpass.kit_version SET version = 99")
+    assert fatal(findings(broker)) == ["kit"]
+    broker.database.execute("UPDATE taskpass.kit_version SET version = 1")
+    broker.database.execute(f'REVOKE EXECUTE ON FUNCTION taskpass.sweep FROM "{broker.login}"')
+    assert fatal(findings(broker)) == ["kit"]
+
+
+def test_a_ceiling_that_allows_nothing_or_cannot_be_read_is_fatal(broker):
+    broker.database.execute("UPDATE taskpass.ceiling SET longest_seconds = 0")
+    assert fatal(findings(broker)) == ["ceiling"]
+    broker.database.execute(f'REVOKE SELECT ON taskpass.ceiling FROM "{broker.login}"')
+    assert fatal(findings(broker)) == ["kit"]
+
+
+@pytest.mark.parametrize(
+    ("opening", "check"),
+    [
+        (
+            "CREATE FUNCTION public.f() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT 1'",
+            "public_security_definer",
+        ),
+        ("CREATE TABLE public.t (id int); GRANT SELECT ON public.t TO PUBLIC", "public_table"),
+        ("GRANT CREATE ON SCHEMA public TO PUBLIC", "public_create"),
+        ("GRANT EXECUTE ON FUNCTION pg_ls_dir(text) TO PUBLIC", "public_outside"),
+    ],
+)
+def test_what_public_may_do_beyond_any_lease_is_named_with_its_sql(broker, opening, check):
+    broker.database.execute(opening)
+    found = findings(broker)
+    assert fatal(found) == [check]
+    broker.database.execute(found[0].fix)
+    assert fatal(findings(broker)) == []
+
+
+def test_a_large_object_for_everybody_is_found_by_the_thorough_look(broker):
+    broker.database.execute("SELECT lo_create(4711)", "GRANT SELECT ON LARGE OBJECT 4711 TO PUBLIC")
+    assert fatal(findings(broker)) == []
+    found = findings(broker, thorough=True)
+    assert fatal(found) == ["public_large_objects"]
+    broker.database.execute(found[0].fix)
+    assert fatal(findings(broker, thorough=True)) == []
+
+
+def test_a_log_that_names_no_login_is_a_note(broker):
+    server = broker.database.server
+    try:
+        server.configure(log_line_prefix="%m ", log_connections="off", password_encryption="md5")
+        found = findings(broker)
+        assert {f.check for f in found if f.severity is Severity.NOTE} == {"server_log", "password_encryption"}
+        assert sum(f.check == "server_log" for f in found) == 2
+        server.configure(log_line_prefix="%m %u ", log_connections="on")
+        assert "server_log" not in by_check(findings(broker))
+    finally:
+        server.configure(log_line_prefix="%m [%p] %u@%d ", log_connections="off", password_encryption="scram-sha-256")
+
+
+def test_a_database_without_an_encoding_is_fatal_and_not_a_crash(server, database):
+    name = f"{database.name}_ascii"
+    database.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING 'SQL_ASCII'")
+    user, password = database.login()
+    try:
+        with server.connect(name, user, password) as connection:
+            found = preflight.check(connection, Broker.new_issuer(_Bare(database)).target)
+        assert "encoding" in fatal(found)
+    finally:
+        database.execute(f"DROP DATABASE {name}")
+
+
+class _Bare:
+    """Enough of a broker to make a target."""
+
+    def __init__(self, database):
+        self.database, self.installation, self.password = database, "0" * 8, None
+
+
+def test_a_standby_and_an_old_server_are_fatal(broker):
+    facts = {"version": 140010, "encoding": "UTF8", "standby": True}
+    assert fatal(preflight._server(facts, broker.issuer.target)) == ["version", "standby"]
+
+
+def test_a_server_that_trusts_everybody_fails_the_rehearsal(broker):
+    server = broker.database.server
+    server.rewrite_hba(
+        f"host all {broker.login},{server.superuser} 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n"
+    )
+    try:
+        found = broker.issuer.preflight(thorough=True)
+        assert "rehearsal" in fatal(found)
+        assert "without checking its password" in by_check(found)["rehearsal"].message
+    finally:
+        server.rewrite_hba()
+
+
+def test_worst_comes_first(broker):
+    broker.database.execute("GRANT CREATE ON SCHEMA public TO PUBLIC")
+    order = [Severity.FATAL, Severity.WARNING, Severity.NOTE, Severity.OK]
+    ranks = [order.index(finding.severity) for finding in findings(broker)]
+    assert ranks == sorted(ranks)
+    assert ranks[0] == 0
+
+
+def test_a_server_that_went_away_is_unavailable(broker):
+    connection = broker.connect()
+    connection.close()
+    with pytest.raises(TargetUnavailable):
+        findings(broker, connection=connection)

@@ -35,19 +35,24 @@ def check(connection: Connection, target: Target, *, thorough: bool = False) -> 
         facts: Facts = fetch(connection, query("preflight"))[0][0]
     found = [finding for judge in _JUDGES for finding in judge(facts, target)]
     found += _through_pooler(pids, connection.info.backend_pid)
+    found += _fence(connection)
     found += _kit(connection) if facts["kit"] else [_NO_KIT]
-    found += _public(connection)
+    if facts["encoding"] != _NO_ENCODING:
+        found += _public(connection)
     if thorough:
         found += _large_objects(connection)
     order = list(reversed(Severity))
     return sorted(found, key=lambda finding: order.index(finding.severity))
 
 
+_NO_ENCODING = "SQL_ASCII"
+
+
 def _server(facts: Facts, target: Target) -> list[Finding]:
     found: list[Finding] = []
     if facts["version"] < kit.OLDEST:
         found.append(_fatal("version", f"this is PostgreSQL {facts['version'] // 10000}; 15 is the oldest served"))
-    if facts["encoding"] == "SQL_ASCII":
+    if facts["encoding"] == _NO_ENCODING:
         found.append(
             _fatal(
                 "encoding",
@@ -141,18 +146,6 @@ def _replicas(facts: Facts, target: Target) -> list[Finding]:
     ]
 
 
-def _fence(facts: Facts, target: Target) -> list[Finding]:
-    if facts["sees_starting"]:
-        return []
-    return [
-        _fatal(
-            "fence",
-            "sessions that are only starting cannot be seen, so closing could not be proven",
-            "GRANT SELECT ON pg_catalog.pg_locks TO PUBLIC;",
-        )
-    ]
-
-
 def _createrole(facts: Facts, target: Target) -> list[Finding]:
     if facts["version"] >= 160000:
         return []
@@ -208,7 +201,6 @@ _JUDGES: tuple[Callable[[Facts, Target], list[Finding]], ...] = (
     _other_databases,
     _default_privileges,
     _replicas,
-    _fence,
     _createrole,
     _server_log,
     _passwords,
@@ -235,6 +227,24 @@ def _through_pooler(pids: list[int], told: int) -> list[Finding]:
             )
         ]
     return []
+
+
+def _fence(connection: Connection) -> list[Finding]:
+    """A session that is only starting shows as a virtualxid lock and nowhere else; closing waits for those."""
+    try:
+        with driver_errors("looking at locks"):
+            sees = fetch(connection, _OWN_LOCK)[0][0]
+    except TargetUnfit:
+        sees = False
+    fix = "GRANT SELECT ON pg_locks TO PUBLIC;\nGRANT EXECUTE ON FUNCTION pg_lock_status() TO PUBLIC;"
+    message = "sessions that are only starting cannot be seen, so closing could not be proven"
+    return [] if sees else [_fatal("fence", message, fix)]
+
+
+_OWN_LOCK = """
+SELECT EXISTS (SELECT FROM pg_catalog.pg_locks l
+               WHERE l.locktype = 'virtualxid' AND l.pid = pg_catalog.pg_backend_pid())
+"""
 
 
 _NO_KIT = Finding(

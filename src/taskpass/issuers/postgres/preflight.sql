@@ -51,11 +51,9 @@ SELECT pg_catalog.json_build_object(
           AND EXISTS (SELECT FROM pg_catalog.aclexplode(d.defaclacl) a WHERE a.grantee = 0)
         ORDER BY 1),
     'senders', (SELECT count(*) FROM pg_catalog.pg_stat_replication),
-    'sees_starting', EXISTS (SELECT FROM pg_catalog.pg_locks l
-                             WHERE l.locktype = 'virtualxid' AND l.pid = pg_catalog.pg_backend_pid()),
     'password_encryption', pg_catalog.current_setting('password_encryption'),
     'log_line_prefix', pg_catalog.current_setting('log_line_prefix'),
     'log_connections', pg_catalog.current_setting('log_connections'),
     'log_destination', pg_catalog.current_setting('log_destination'),
-    'kit', pg_catalog.to_regclass('taskpass.kit_version') IS NOT NULL)
+    'kit', EXISTS (SELECT FROM pg_catalog.pg_namespace n WHERE n.nspname = 'taskpass'))
 FROM me, here
