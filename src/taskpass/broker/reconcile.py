@@ -89,6 +89,8 @@ def _close_if_unexplained(broker: Broker, issuer: Issuer, role: FoundRole) -> bo
             return False
         subject = {"task": lease.task, "lease": lease.id} if lease else ({"lease": role.lease} if role.lease else {})
         with broker.store.write() as unit:
+            if lease and lease.state is LeaseState.CLOSED:
+                unit.leases.note(lease.id, incidents=lease.incidents + 1)
             record = unit.audit.append(
                 Event(
                     "orphan.found",

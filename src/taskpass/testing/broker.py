@@ -392,9 +392,11 @@ class Harness:
         self.sweeper.tick()
 
     def settle(self, seconds: int = 10) -> None:
-        """As many ticks as that many seconds have."""
-        for _ in range(4 * seconds):
+        """Let that many seconds pass, ticking as often as the real clockwork in the first one and each second later."""
+        for _ in range(4):
             self.tick(0.25)
+        for _ in range(seconds - 1):
+            self.tick(1)
 
     def change_people(self, people: People) -> None:
         """What an operator does with ``config apply`` and a restart, without the restart."""
