@@ -46,7 +46,8 @@ _KEYS = {
     "approval_uses": "approval = NEW.approval",
     "grants": "id = NEW.id OR request = NEW.request",
     "leases": "id = NEW.id OR role = NEW.role",
-    "audit": "seq = NEW.seq",
+    # A record of the log must follow the newest one, so it cannot stand in place of another: see ``audit_chained``.
+    "audit": "",
     "audit_subjects": "subject = NEW.subject AND seq = NEW.seq",
     "audit_keys": "id = NEW.id",
 }
@@ -74,6 +75,8 @@ def wanted() -> Mapping[str, str]:
     ]
     for table, key in _KEYS.items():
         found.append(_trigger(f"{table}_keep", "DELETE", table, "", f"{MARK}a row of {table} is never deleted"))
+        if not key:
+            continue
         clash = f"EXISTS (SELECT 1 FROM {table} WHERE {key})"  # noqa: S608 - constants of this module
         found.append(_trigger(f"{table}_unique", "INSERT", table, clash, f"{MARK}{table} has that row already"))
     found += [_trigger(f"{t}_fixed", "UPDATE", t, "", f"{MARK}a row of {t} never changes") for t in _APPEND_ONLY]

@@ -57,10 +57,43 @@ def test_a_lease_cannot_be_put_in_past_its_beginning(home, filled, state):
         home.raw(f"INSERT INTO leases SELECT {', '.join(values)} FROM leases")
 
 
-@pytest.mark.parametrize("column", [column.name for column in metadata.tables["approvals"].columns])
-def test_no_column_of_a_vote_can_be_changed(home, filled, column):
-    with pytest.raises(sqlite3.IntegrityError, match="never changes"):
-        home.raw(f"UPDATE approvals SET {column} = {column}")
+FIXED = {
+    "runs": {"namespace", "separation", "ended_at"},
+    "tasks": {"state", "expires_at", "ended_at", "reason"},
+    "requests": {"state", "lapses_at", "decided_at", "comment"},
+    "leases": {
+        *("state", "expires_at", "renewals", "reason", "closing_at", "closed_at", "proof"),
+        *("attempts", "retry_at", "last_error", "incidents"),
+    },
+    "installation": {"epoch", "latest_seen"},
+}
+"""What may change, of the tables of which anything may."""
+
+
+@pytest.mark.parametrize("table", GUARDED)
+def test_what_a_row_is_about_cannot_be_changed(home, filled, table):
+    for column in metadata.tables[table].columns:
+        if column.name not in FIXED.get(table, ()):
+            with pytest.raises(sqlite3.IntegrityError, match="never changes"):
+                home.raw(f'UPDATE {table} SET "{column.name}" = "{column.name}"')
+
+
+def test_a_run_is_bound_and_ended_once(home, filled):
+    home.raw("UPDATE runs SET namespace = 'boot/1', separation = 'sandbox'")
+    for change in ("namespace = ''", "namespace = 'boot/2'", "separation = 'host'"):
+        with pytest.raises(sqlite3.IntegrityError, match="bound once"):
+            home.raw(f"UPDATE runs SET {change}")
+    home.raw("UPDATE runs SET ended_at = 5")
+    for change in ("NULL", "6"):
+        with pytest.raises(sqlite3.IntegrityError, match="ends once"):
+            home.raw(f"UPDATE runs SET ended_at = {change}")
+
+
+def test_time_and_epoch_go_forward_only(home, store):
+    home.raw("UPDATE installation SET latest_seen = latest_seen + 1, epoch = epoch + 1")
+    for column in ("latest_seen", "epoch"):
+        with pytest.raises(sqlite3.IntegrityError, match="never go back"):
+            home.raw(f"UPDATE installation SET {column} = {column} - 1")
 
 
 def test_a_second_installation_cannot_be_put_beside_the_first(home, store):
