@@ -90,8 +90,6 @@ class CedarPolicy:
             requests, self._policies, entities, self._schema
         )
         count = len(asked.parts)
-        if len(answers) != 2 * count:
-            raise ValueError("Cedar answered another number of requests")
         evaluations = [self._evaluation(answer) for answer in answers]
         return tuple(
             Judged(part.name, first, second, self._combined(first, second, question))

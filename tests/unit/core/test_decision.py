@@ -54,6 +54,11 @@ def test_without_policies_there_is_no_duty_beyond_the_maximum():
     assert strictest([]) == Obligations(max_ttl=ABSOLUTE_MAX_TTL)
 
 
+def test_the_groups_of_all_policies_are_wanted():
+    both = Obligations(approvers=DBA).stricter(Obligations(approvers=frozenset({"sre"})))
+    assert both.approvers == {"dba", "sre"}
+
+
 def test_an_endpoint_is_stricter_than_a_bearer_secret():
     bearer = Obligations(delivery=Delivery.BEARER)
     assert bearer.stricter(bearer).delivery is Delivery.BEARER
