@@ -25,6 +25,7 @@ _FIXED: dict[str, tuple[str, ...]] = {
     "tasks": (
         *("id", "spiffe_id", "sponsor", "machine", "tool", "separation", "run", "parents", "repository"),
         *("repository_provenance", "branch", "branch_provenance", "ticket", "ticket_provenance", "opened_at"),
+        "expires_at",
     ),
     "requests": (
         *("id", "task", "resource", "scope", "environment", "manifest", "lifetime", "reason", "decision", "digest"),

@@ -59,7 +59,7 @@ def test_a_lease_cannot_be_put_in_past_its_beginning(home, filled, state):
 
 FIXED = {
     "runs": {"namespace", "separation", "ended_at"},
-    "tasks": {"state", "expires_at", "ended_at", "reason"},
+    "tasks": {"state", "ended_at", "reason"},
     "requests": {"state", "lapses_at", "decided_at", "comment"},
     "leases": {
         *("state", "expires_at", "renewals", "reason", "closing_at", "closed_at", "proof"),
