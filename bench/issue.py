@@ -48,9 +48,8 @@ def _through_the_broker(client: LineClient, task: str, held: list[str]) -> None:
 
 def _report(figures: Figures, whole: list[float], steps: list[float], bare: list[float]) -> None:
     figures.note(
-        f"request -> endpoint: p50 {median(whole):.1f} ms, p99 {percentile(whole, 0.99):.1f} ms; "
-        f"same steps without a broker: p50 {median(steps):.1f} ms; bare SQL: p50 {median(bare):.1f} ms ({ROUNDS}
-        rounds)"
+        f"request -> endpoint: p50 {median(whole):.1f} ms, p99 {percentile(whole, 0.99):.1f} ms ({ROUNDS} rounds);"
+        f" same steps without a broker: p50 {median(steps):.1f} ms; bare SQL: p50 {median(bare):.1f} ms"
     )
     figures.at_most("request -> endpoint / same steps without a broker", median(whole) / median(steps), 2, "x")
     figures.at_most("request -> endpoint - bare SQL", median(whole) - median(bare), 8, "ms")
