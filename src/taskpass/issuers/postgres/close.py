@@ -161,11 +161,17 @@ class Closing:
         """Under the lease's own role a session can be ended once it has become that role, and no other one can."""
         with self._as_lease(primary, node):
             for each in sorted(pending):
-                try:
-                    if node.execute("SELECT pg_terminate_backend(%s)", [each[0]]).fetchone() == (True,):
-                        self._tally.fenced.add((address, each[0]))
-                except psycopg.errors.InsufficientPrivilege:
+                if self._end_if_ours(node, each[0]):
+                    self._tally.fenced.add((address, each[0]))
+                else:
                     refused[each] += 1
+
+    def _end_if_ours(self, node: Connection, pid: int) -> bool:
+        """False for another role's session, and for what is no session at all (a standby's recovery process)."""
+        try:
+            return node.execute("SELECT pg_terminate_backend(%s)", [pid]).fetchone() == (True,)
+        except psycopg.errors.InsufficientPrivilege:
+            return False
 
     @contextmanager
     def _as_lease(self, primary: Connection, node: Connection) -> Generator[None]:
@@ -182,7 +188,7 @@ class Closing:
     def _catch_up(self, primary: Connection, node: Connection) -> None:
         """Wait until a standby has replayed what is committed. A node that is not one is judged by its own answers."""
         with driver_errors("waiting for a node"):
-            written = primary.execute("SELECT pg_current_wal_lsn()::text").fetchone()
+            written = primary.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()
             query = "SELECT NOT pg_is_in_recovery() OR pg_last_wal_replay_lsn() >= %s::pg_lsn"
             while node.execute(query, written).fetchone() != (True,):
                 self._wait("a node has not replayed the closing yet")

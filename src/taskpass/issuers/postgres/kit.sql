@@ -469,6 +469,10 @@ DECLARE
 BEGIN
     PERFORM taskpass.demand_verifier(verifier);
     PERFORM taskpass.demand_fresh_snapshots();
+    -- A closing that a crash of the server undoes would be worse than a slow one.
+    IF current_setting('synchronous_commit') IN ('off', 'local') THEN
+        PERFORM set_config('synchronous_commit', 'on', true);
+    END IF;
     busy := false;
     INSERT INTO taskpass.lease AS l (installation, lease, state, head_seq)
         VALUES (taskpass.caller(), close.lease, 'closing', taskpass.seq(head))
