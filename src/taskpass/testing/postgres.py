@@ -156,8 +156,10 @@ def _copy(binaries: Binaries, place: Path) -> None:
     if binaries.libraries is not None and binaries.libraries.exists():
         # The programs look for their libraries by a path relative to themselves, under the package's own name.
         shutil.copytree(binaries.libraries, aside / binaries.libraries.name)
-    (aside / binaries.home.parent.name).chmod(0o755)
-    aside.chmod(0o755)
+    for path in (aside, *aside.rglob("*")):
+        # Whatever the umask was at installation: the account that runs it can read it.
+        if not path.is_symlink():
+            path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
     try:
         aside.rename(place)
     except OSError:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
 
+import psycopg
 import pytest
 
-from taskpass.core.errors import TargetUnavailable
+from taskpass.core.errors import TargetUnavailable, TargetUnfit
 from taskpass.core.separation import Environment
 from taskpass.issuers.base import Severity
 from taskpass.issuers.postgres import preflight
-from tests.integration.postgres.enrolled import TABLES, Broker
+from tests.integration.postgres.enrolled import TABLES, Broker, until
 
 pytestmark = pytest.mark.service
 
@@ -80,6 +87,13 @@ EXCESS = {
     "member of another installation's lease": 'CREATE ROLE "{name}_tp"; GRANT "{name}_tp" TO "{login}"',
     "reads a table": 'GRANT SELECT ON shop.orders TO "{login}"',
     "reads a column": 'GRANT SELECT (id) ON shop.orders TO "{login}"',
+    "makes things in a schema": 'GRANT CREATE ON SCHEMA shop TO "{login}"',
+    "runs a routine": (
+        "CREATE FUNCTION shop.f(a int) RETURNS int LANGUAGE sql AS 'SELECT 1';"
+        'GRANT EXECUTE ON FUNCTION shop.f TO "{login}"'
+    ),
+    "a large object": 'SELECT lo_create(4712); GRANT SELECT ON LARGE OBJECT 4712 TO "{login}"',
+    "writes the kit's table": 'GRANT UPDATE (state) ON taskpass.lease TO "{login}"',
     "changes the ceiling": 'GRANT UPDATE ON taskpass.ceiling TO "{login}"',
 }
 
@@ -90,7 +104,7 @@ def test_a_login_with_more_rights_than_the_kits_routines_is_fatal_until_the_show
     found = [finding for finding in findings(broker) if finding.severity is Severity.FATAL]
     assert {finding.check for finding in found} & {"broker_login", "ceiling"}
     for finding in found:
-        broker.database.execute(finding.fix.replace("PUBLIC; -- and from that login", f'"{broker.login}"'))
+        broker.database.execute(finding.fix)
     assert fatal(findings(broker)) == []
 
 
@@ -177,17 +191,65 @@ class Pooled:
         return self._each[0].cursor(**options)
 
 
-def test_a_pooler_is_fatal_and_the_direct_address_is_asked_for(broker):
+def test_a_pooler_that_changes_processes_is_fatal_and_the_direct_address_is_asked_for(broker):
     found = findings(broker, connection=Pooled(broker.connect(), broker.connect()))
     assert fatal(found) == ["pooler_address"]
     assert "server's own host" in by_check(found)["pooler_address"].fix
 
 
-def test_a_proxy_that_answers_with_a_process_id_of_its_own_is_a_warning(broker):
+def test_a_process_id_that_the_server_did_not_give_is_fatal_but_for_a_providers_session_proxy(broker):
     one = broker.connect()
-    found = findings(broker, connection=Pooled(one, one, told=1))
-    assert by_check(found)["proxy"].severity is Severity.WARNING
-    assert fatal(found) == []
+    invented = Pooled(one, one, told=1)
+    assert fatal(findings(broker, connection=invented)) == ["pooler_address"]
+    direct = findings(broker, connection=invented, address="ep-x.eu.aws.neon.tech:5432/shop")
+    assert fatal(direct) == []
+    assert by_check(direct)["proxy"].severity is Severity.WARNING
+    changing = Pooled(broker.connect(), broker.connect())
+    assert fatal(findings(broker, connection=changing, address="ep-x.eu.aws.neon.tech:5432/shop")) == ["pooler_address"]
+
+
+@pytest.mark.parametrize("mode", ["session", "transaction"])
+def test_a_real_pgbouncer_is_refused(broker, mode):
+    program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
+    if program is None:
+        pytest.skip("pgbouncer is not installed")
+    server = broker.database.server
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder, socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+        probe.close()
+        users, config = Path(folder, "users"), Path(folder, "ini")
+        users.write_text(f'"{broker.login}" "{broker.password.reveal()}"\n')
+        config.write_text(
+            f"[databases]\n* = host=127.0.0.1 port={server.port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\n"
+            f"listen_port = {port}\nauth_type = scram-sha-256\nauth_file = {users}\npool_mode = {mode}\n"
+            "unix_socket_dir =\n"
+        )
+        state = server.directory.stat()
+        for path in (Path(folder), users, config):
+            os.chown(path, state.st_uid, state.st_gid)
+        as_root = {"user": state.st_uid, "group": state.st_gid, "extra_groups": []} if os.getuid() == 0 else {}
+        process = subprocess.Popen([program, "-q", config], stderr=subprocess.DEVNULL, **as_root)
+        try:
+            with until(lambda: _through(broker, port), what="a connection through pgbouncer") as connection:
+                assert fatal(findings(broker, connection=connection)) == ["pooler_address"]
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+def _through(broker, port):
+    try:
+        return psycopg.connect(
+            host="127.0.0.1",
+            port=port,
+            dbname=broker.database.name,
+            user=broker.login,
+            password=broker.password.reveal(),
+            autocommit=True,
+        )
+    except psycopg.OperationalError:
+        return None
 
 
 def test_a_kit_of_another_version_or_with_a_missing_right_is_fatal(broker):
@@ -223,6 +285,21 @@ def test_what_public_may_do_beyond_any_lease_is_named_with_its_sql(broker, openi
     assert fatal(found) == [check]
     broker.database.execute(found[0].fix)
     assert fatal(findings(broker)) == []
+
+
+def test_an_opening_in_a_schema_that_only_leases_may_use_is_a_warning_with_its_sql(broker):
+    broker.database.execute(
+        "CREATE FUNCTION shop.f() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT 1'",
+        "CREATE SCHEMA elsewhere",
+        "CREATE FUNCTION elsewhere.f() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT 1'",
+    )
+    found = [finding for finding in findings(broker) if finding.check == "public_security_definer"]
+    assert [finding.severity for finding in found] == [Severity.WARNING]
+    assert "leases on shop" in found[0].message
+    with pytest.raises(TargetUnfit):
+        broker.issuer.resolve(broker.scope)
+    broker.database.execute(found[0].fix)
+    assert broker.issuer.resolve(broker.scope).objects
 
 
 def test_a_large_object_for_everybody_is_found_by_the_thorough_look(broker):

@@ -24,9 +24,10 @@ from typing import Any
 import psycopg
 from psycopg.rows import tuple_row
 
-from taskpass.core.errors import TargetUnavailable, TargetUnfit
+from taskpass.core.errors import TargetUnfit
 from taskpass.core.manifest import Column, Dropped, DropReason, Kind, Manifest, ObjectRights, Reach, Through
 from taskpass.core.scope import VERBS_OF_LEVEL, Scope, matches
+from taskpass.issuers.postgres import connection as connecting
 
 KIT_SCHEMA = "taskpass"
 """The target kit's own schema: never part of a scope, whatever the patterns say."""
@@ -133,10 +134,15 @@ def estimate_rows(connection: Connection, manifest: Manifest) -> dict[int, int]:
     return {oid: sum(counts) for oid, counts in totals.items() if counts}
 
 
-def public_openings(connection: Connection) -> list[Opening]:
-    """What PUBLIC may do in schemas that PUBLIC may use, for preflight. Errors as ``resolve``."""
+def public_openings(connection: Connection, kit_schemas: Iterable[str] = ()) -> tuple[list[Opening], list[Opening]]:
+    """For preflight: what every login can use now, and what it can use once a lease opens one of ``kit_schemas``.
+
+    Errors as ``resolve``.
+    """
     with driver_errors("reading what PUBLIC may do"):
-        return relevant_openings(_openings(connection), _read(connection).open_schemas)
+        openings, now = _openings(connection), _read(connection).open_schemas
+    usable = relevant_openings(openings, now)
+    return usable, [o for o in relevant_openings(openings, frozenset(kit_schemas)) if o not in usable]
 
 
 def relevant_openings(openings: Iterable[Opening], schemas: frozenset[str]) -> list[Opening]:
@@ -147,20 +153,19 @@ def relevant_openings(openings: Iterable[Opening], schemas: frozenset[str]) -> l
 
 @contextlib.contextmanager
 def driver_errors(doing: str) -> Generator[None]:
-    """Turn the driver's exceptions into ours. Messages of the server are left out: they may quote values."""
-    try:
-        yield
-    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
-        raise TargetUnfit(
-            f"{doing}: the broker's login may not read the system catalogue",
-            hint="grant back what PUBLIC usually has: SELECT on pg_catalog, EXECUTE on pg_control_system()",
-        ) from None
-    except UnicodeError:
-        raise TargetUnfit(
-            f"{doing}: a name in the database is not valid text", hint="the database's encoding must be UTF8"
-        ) from None
-    except psycopg.Error as error:
-        raise TargetUnavailable(f"{doing}: the database did not answer ({error.sqlstate or 'no SQLSTATE'})") from None
+    """Turn the driver's exceptions into ours; what may not be read here is the catalogue, not the kit."""
+    with connecting.driver_errors(doing):
+        try:
+            yield
+        except (psycopg.errors.InsufficientPrivilege, psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn):
+            raise TargetUnfit(
+                f"{doing}: the broker's login may not read the system catalogue",
+                hint="grant back what PUBLIC usually has: SELECT on pg_catalog, EXECUTE on pg_control_system()",
+            ) from None
+        except UnicodeError:
+            raise TargetUnfit(
+                f"{doing}: a name in the database is not valid text", hint="the database's encoding must be UTF8"
+            ) from None
 
 
 def _read(connection: Connection) -> _Snapshot:

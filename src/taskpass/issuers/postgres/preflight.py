@@ -13,12 +13,15 @@ from collections.abc import Callable
 from typing import Any
 
 import psycopg
+from psycopg.rows import tuple_row
 
 from taskpass.core.errors import TargetUnfit
 from taskpass.core.lease import Target
+from taskpass.core.text import visible
 from taskpass.issuers.base import Finding, Severity
 from taskpass.issuers.postgres import kit
-from taskpass.issuers.postgres.catalogue import driver_errors, fetch, public_openings, query
+from taskpass.issuers.postgres.catalogue import Opening, driver_errors, fetch, public_openings, query
+from taskpass.wire.postgres.address import parse_address
 
 Connection = psycopg.Connection[Any]
 Facts = dict[str, Any]
@@ -31,18 +34,25 @@ def check(connection: Connection, target: Target, *, thorough: bool = False) -> 
     answer and ``TargetUnfit`` if its catalogue cannot be read at all.
     """
     with driver_errors("looking at the database"):
-        pids = [fetch(connection, "SELECT pg_catalog.pg_backend_pid()")[0][0] for _ in range(2)]
+        pids = [_backend(connection) for _ in range(2)]
         facts: Facts = fetch(connection, query("preflight"))[0][0]
     found = [finding for judge in _JUDGES for finding in judge(facts, target)]
-    found += _through_pooler(pids, connection.info.backend_pid)
+    found += _through_pooler(pids, connection.info.backend_pid, target.address)
     found += _fence(connection)
-    found += _kit(connection) if facts["kit"] else [_NO_KIT]
+    found += _kit(connection, facts["login"]) if facts["kit"] else [_NO_KIT]
     if facts["encoding"] != _NO_ENCODING:
-        found += _public(connection)
+        found += _public(connection, facts["kit_schemas"])
     if thorough:
         found += _large_objects(connection)
     order = list(reversed(Severity))
     return sorted(found, key=lambda finding: order.index(finding.severity))
+
+
+def _backend(connection: Connection) -> int:
+    """The process that serves this transaction. Not prepared: some poolers lose prepared statements."""
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        row = cursor.execute("SELECT pg_catalog.pg_backend_pid()", prepare=False).fetchone()
+        return row[0] if row else 0
 
 
 _NO_ENCODING = "SQL_ASCII"
@@ -99,7 +109,10 @@ def _login(facts: Facts, target: Target) -> list[Finding]:
     rights = [
         *((f"is {word}", f"ALTER ROLE {login} NO{word};") for word in facts["attributes"]),
         *((f"is a member of {role}", f"REVOKE {role} FROM {login};") for role in facts["member_of"]),
-        *((f"has rights of its own on {named}", f"REVOKE ALL ON {named} FROM {login};") for named in facts["granted"]),
+        *(
+            (f"has rights of its own on {named}", f"REVOKE ALL ON {words} FROM {login};" if words else "revoke it")
+            for named, words in facts["granted"]
+        ),
         *((f"owns {what}", "give it to another owner: ALTER … OWNER TO …;") for what in facts["owns"]),
     ]
     found = [_fatal("broker_login", f"the broker's login {login} {what}", fix) for what, fix in rights]
@@ -207,26 +220,27 @@ _JUDGES: tuple[Callable[[Facts, Target], list[Finding]], ...] = (
 )
 
 
-def _through_pooler(pids: list[int], told: int) -> list[Finding]:
-    """Behind a pooler sessions belong to the pooler. ``told`` is the process id that the login was answered with."""
-    if len(set(pids)) > 1:
-        return [
-            _fatal(
-                "pooler_address",
-                "two transactions ran in two server processes: a pooler stands at this address, and a revoked account"
-                " could not be proven gone behind it",
-                "give the server's own host and port (Neon: without -pooler; Supabase: db.<project>.supabase.co:5432)",
-            )
-        ]
-    if told != pids[0]:
-        return [
-            _warning(
-                "proxy",
-                "a proxy or pooler stands between us and the server: cancelling and the proof of closing depend on it",
-                "give the server's own host and port where there is one",
-            )
-        ]
-    return []
+def _through_pooler(pids: list[int], told: int, address: str) -> list[Finding]:
+    """Behind a pooler sessions belong to the pooler, and cancelling and the proof of closing reach it, not the server.
+
+    ``told`` is the process id that came with the login. A pooler invents one; whether two transactions run in one
+    process shows less, because a pooler with one idle server connection hands out the same one again.
+    """
+    if set(pids) == {told}:
+        return []
+    if len(set(pids)) == 1 and parse_address(address).host.endswith(_SESSION_PROXIES):
+        return [_warning("proxy", "the provider's proxy stands between us and the server, one session to one session")]
+    return [
+        _fatal(
+            "pooler_address",
+            "a pooler or proxy stands at this address: behind it a revoked account could not be proven gone",
+            "give the server's own host and port (Neon: without -pooler; Supabase: db.<project>.supabase.co:5432)",
+        )
+    ]
+
+
+_SESSION_PROXIES = (".neon.tech",)
+"""Providers whose direct addresses are proxies that pass each session on to a session of its own."""
 
 
 def _fence(connection: Connection) -> list[Finding]:
@@ -255,7 +269,7 @@ _NO_KIT = Finding(
 )
 
 
-def _kit(connection: Connection) -> list[Finding]:
+def _kit(connection: Connection, login: str) -> list[Finding]:
     """The kit is of our version, knows this login, and the DBA's ceiling allows something and is not ours to change."""
     try:
         with driver_errors("looking at the kit"):
@@ -269,14 +283,9 @@ def _kit(connection: Connection) -> list[Finding]:
         found.append(_fatal("kit", "the broker's login may not call the kit's routines", _ENROL_AGAIN))
     if not rows:
         found.append(_fatal("ceiling", "the DBA's ceiling allows nothing", _CEILING))
-    if writable:
-        found.append(
-            _fatal(
-                "ceiling",
-                "the broker's login may change the DBA's ceiling",
-                "REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON taskpass.ceiling FROM PUBLIC; -- and from that login",
-            )
-        )
+    for table in writable:
+        fix = f"REVOKE INSERT, UPDATE, DELETE, TRUNCATE ON {table} FROM {login}, PUBLIC;"
+        found.append(_fatal("ceiling", f"the broker's login may change {table}, which limits it", fix))
     return found
 
 
@@ -285,7 +294,11 @@ _CEILING = "INSERT INTO taskpass.ceiling VALUES ('public', '*', 'SELECT', 28800,
 _KIT = """
 SELECT (SELECT max(v.version) FROM taskpass.kit_version v),
        (SELECT count(*) FROM taskpass.ceiling c WHERE c.longest_seconds > 0),
-       pg_catalog.has_table_privilege('taskpass.ceiling', 'INSERT, UPDATE, DELETE, TRUNCATE'),
+       ARRAY(SELECT pg_catalog.format('%I.%I', n.nspname, c.relname)
+             FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+             WHERE n.nspname = 'taskpass' AND c.relkind = 'r'
+               AND (pg_catalog.has_table_privilege(c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE')
+                    OR pg_catalog.has_any_column_privilege(c.oid, 'INSERT, UPDATE')) ORDER BY 1),
        NOT EXISTS (SELECT FROM pg_catalog.unnest(ARRAY['issue', 'enable', 'close', 'sweep', 'lend', 'seal', 'clean',
                                                        'seen', 'set_epoch', 'rehearse', 'version']) AS needed(name)
                    WHERE NOT EXISTS (
@@ -295,12 +308,19 @@ SELECT (SELECT max(v.version) FROM taskpass.kit_version v),
 """
 
 
-def _public(connection: Connection) -> list[Finding]:
-    """What every lease would inherit; resolving a scope refuses the database for the same."""
-    return [
-        _fatal(f"public_{opening.what.replace(' ', '_')}", f"{_PUBLIC[opening.what]}: {opening.named}", opening.fix)
-        for opening in public_openings(connection)
+def _public(connection: Connection, kit_schemas: list[str]) -> list[Finding]:
+    """What every lease would inherit, or one on a schema closed to PUBLIC. Resolving refuses for the same."""
+    now, later = public_openings(connection, kit_schemas)
+    found = [_fatal(_public_check(o), f"{_PUBLIC[o.what]}: {o.named}", o.fix) for o in now]
+    found += [
+        _warning(_public_check(o), f"leases on {visible(o.schema)} are refused: {_PUBLIC[o.what]}: {o.named}", o.fix)
+        for o in later
     ]
+    return found
+
+
+def _public_check(opening: Opening) -> str:
+    return f"public_{opening.what.replace(' ', '_')}"
 
 
 _PUBLIC = {

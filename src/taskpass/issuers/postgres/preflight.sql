@@ -23,12 +23,27 @@ SELECT pg_catalog.json_build_object(
         SELECT pg_catalog.pg_describe_object(s.classid, s.objid, s.objsubid) FROM pg_catalog.pg_shdepend s
         WHERE s.refclassid = 'pg_catalog.pg_authid'::regclass AND s.refobjid = me.oid AND s.deptype = 'o'
           AND s.dbid IN (0, here.oid) ORDER BY 1 LIMIT 5),
-    'granted', ARRAY(
-        SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_shdepend s
-        JOIN pg_catalog.pg_class c ON c.oid = s.objid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-        WHERE s.refclassid = 'pg_catalog.pg_authid'::regclass AND s.refobjid = me.oid AND s.deptype = 'a'
-          AND s.dbid = here.oid AND s.classid = 'pg_catalog.pg_class'::regclass AND n.nspname <> 'taskpass'
-        GROUP BY 1 ORDER BY 1 LIMIT 5),
+    -- Everything but CONNECT here and what the enrolment gives in the kit's own schema.
+    'granted', (
+        SELECT coalesce(pg_catalog.json_agg(DISTINCT ARRAY[held.named, held.words]), '[]') FROM (
+            SELECT pg_catalog.pg_describe_object(s.classid, s.objid, 0) AS named,
+                   CASE s.classid
+                       WHEN 'pg_catalog.pg_class'::regclass THEN 'TABLE ' || s.objid::regclass
+                       WHEN 'pg_catalog.pg_namespace'::regclass THEN 'SCHEMA ' || s.objid::regnamespace
+                       WHEN 'pg_catalog.pg_proc'::regclass THEN 'ROUTINE ' || s.objid::regprocedure
+                       WHEN 'pg_catalog.pg_largeobject'::regclass THEN 'LARGE OBJECT ' || s.objid END AS words
+            FROM pg_catalog.pg_shdepend s
+            LEFT JOIN pg_catalog.pg_class c ON s.classid = 'pg_catalog.pg_class'::regclass AND c.oid = s.objid
+            LEFT JOIN pg_catalog.pg_proc p ON s.classid = 'pg_catalog.pg_proc'::regclass AND p.oid = s.objid
+            LEFT JOIN pg_catalog.pg_namespace n ON n.oid = coalesce(c.relnamespace, p.pronamespace,
+                CASE s.classid WHEN 'pg_catalog.pg_namespace'::regclass THEN s.objid END)
+            WHERE s.refclassid = 'pg_catalog.pg_authid'::regclass AND s.refobjid = me.oid AND s.deptype = 'a'
+              AND s.dbid IN (0, here.oid) AND s.classid <> 'pg_catalog.pg_database'::regclass
+              AND n.nspname IS DISTINCT FROM 'taskpass'
+            ORDER BY 1 LIMIT 5) held),
+    'kit_schemas', ARRAY(
+        SELECT n.nspname::text FROM pg_catalog.pg_namespace n, pg_catalog.aclexplode(n.nspacl) a
+        WHERE a.grantee = pg_catalog.to_regrole('taskpass_kit') AND a.privilege_type = 'USAGE' ORDER BY 1),
     'other_databases', ARRAY(
         SELECT o.datname::text FROM pg_catalog.pg_database o
         WHERE o.datallowconn AND o.oid <> here.oid AND EXISTS (

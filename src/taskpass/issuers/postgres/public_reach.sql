@@ -12,8 +12,8 @@ WITH routines AS (
     FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_extension e ON e.oid = d.refobjid
     WHERE d.classid = 'pg_catalog.pg_proc'::regclass AND d.refclassid = 'pg_catalog.pg_extension'::regclass
       AND d.deptype = 'e'
-      AND e.extname IN ('adminpack', 'aws_lambda', 'aws_s3', 'azure_storage', 'dblink', 'file_fdw', 'http', 'orafce',
-                        'pg_background', 'pg_cron', 'pg_curl', 'pg_net', 'plsh', 'pldbgapi')
+      AND e.extname IN ('aws_lambda', 'aws_s3', 'azure_storage', 'dblink', 'http', 'pg_background', 'pg_cron', 'pg_curl',
+                        'pg_net', 'pldbgapi')
 ), opened AS (
     SELECT n.nspname, c.relkind, pg_catalog.format('%I.%I', n.nspname, c.relname) AS named,
            pg_catalog.string_agg(DISTINCT a.privilege_type, ', ') AS verbs
@@ -26,11 +26,6 @@ WITH routines AS (
         WHERE t.attrelid = c.oid AND t.attacl IS NOT NULL AND NOT t.attisdropped AND x.grantee = 0
     ) a
     WHERE c.oid >= 16384 AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S')
-      -- What an extension grants on its own views when it is created (its SELECT only) is left to it.
-      AND NOT EXISTS (
-        SELECT FROM pg_catalog.pg_init_privs i, pg_catalog.aclexplode(i.initprivs) x
-        WHERE i.classoid = 'pg_catalog.pg_class'::regclass AND i.objoid = c.oid
-          AND x.grantee = 0 AND x.privilege_type = a.privilege_type AND a.privilege_type = 'SELECT')
     GROUP BY 1, 2, 3
     UNION ALL
     -- Catalogues that initdb keeps from PUBLIC, for example pg_authid.
