@@ -84,6 +84,12 @@ def test_narrowing_leaves_exactly_what_is_kept(manifest, some):
     assert rights(narrow(manifest, some)) == expected
 
 
+@given(manifests)
+def test_a_verb_that_was_not_there_is_not_kept(manifest):
+    bare = replace(manifest, objects=tuple(replace(item, verbs=frozenset()) for item in manifest.objects))
+    assert narrow(bare, keep_all(manifest)).empty
+
+
 @given(manifests, keeps)
 def test_narrowing_leaves_no_object_without_a_right(manifest, some):
     assert all(item.columns and item.verbs for item in narrow(manifest, some).objects)
