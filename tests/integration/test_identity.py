@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -352,6 +353,27 @@ class TestPidNamespaces:
             assert probe(found.process, ME, **arguments) is Separation.NONE
             held.close()
             found.close()
+
+
+@needs_namespaces
+@pytest.mark.parametrize("mounts", [(), ("tmpfs",), ("proc",), ("tmpfs", "proc")])
+def test_a_sandbox_needs_a_hidden_directory_and_a_proc_of_its_own(mounts):
+    uid = 4321 if ME == 0 else ME
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        place, directory = Path(name), Path(name, "broker")
+        directory.mkdir(mode=0o700)
+        os.chown(directory, uid, uid)
+        script = {"tmpfs": f"mount -t tmpfs x {directory}", "proc": "mount -t proc proc /proc"}
+        steps = [*(script[mount] for mount in mounts), 'exec "$@"']
+        prefix = [
+            *(["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups"] if ME == 0 else []),
+            *["unshare", "-r", "--pid", "--mount", "--fork", "--kill-child", "sh", "-c", " && ".join(steps), "sh"],
+        ]
+        with Child(place, *prefix) as child:
+            held = Process.hold(peer.credentials(child.connection)[0])
+            found = probe(held, uid, broker_directory=directory, broker_uid=uid, run_bound=True)
+            held.close()
+        assert found is (Separation.SANDBOX if len(mounts) == 2 else Separation.NONE)
 
 
 def descendants(pid):

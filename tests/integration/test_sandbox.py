@@ -6,6 +6,7 @@ that this account can read. As an ordinary user those that work for it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -23,7 +24,10 @@ from pathlib import Path
 
 import pytest
 
+from taskpass.core.separation import Separation
 from taskpass.identity.namespaces import find_init
+from taskpass.identity.probe import probe
+from taskpass.identity.process import Process
 
 SOURCE = Path(__file__).parents[2] / "src/taskpass"
 USER = 4321
@@ -114,8 +118,18 @@ class Place:
             check=False,
         )
 
+    @contextlib.contextmanager
     def start(self, *command):
-        return subprocess.Popen(self.command(*command), env=self.environment, stdout=subprocess.PIPE, text=True)
+        """The started run; whatever is left of it at the end is killed, so that a failing test does not hang."""
+        process = subprocess.Popen(self.command(*command), env=self.environment, stdout=subprocess.PIPE, text=True)
+        try:
+            yield process
+        finally:
+            process.kill()
+            for pid in members(self.inode()):
+                os.kill(pid, signal.SIGKILL)
+            process.wait(10)
+            process.stdout.close()
 
     def python(self, code, **wish):
         return self.run("/usr/bin/env", "python3" if not ROOT else python(), "-c", code, **wish)
@@ -305,6 +319,18 @@ def test_the_agent_is_attested_with_its_outer_pid_and_its_separation(place):
     assert len({one["namespace"] for one in (first, second, agent)}) == 1
 
 
+def test_without_a_run_of_the_brokers_the_same_sandbox_is_none(place):
+    with place.start("sh", "-c", "echo ready; exec sleep 1000") as process:
+        assert process.stdout.readline() == "ready\n"
+        agent = Process.hold(max(members(place.inode())))
+        known = {"broker_directory": place.base / "broker", "broker_uid": place.account}
+        # The same uid in the same user namespace is one security subject, whatever else is apart.
+        bound = Separation.NONE if place.kind == "root" else Separation.SANDBOX
+        assert probe(agent, place.account, run_bound=True, **known) is bound
+        assert probe(agent, place.account, run_bound=False, **known) is Separation.NONE
+        agent.close()
+
+
 def test_a_process_that_left_its_parents_is_still_of_the_run(place):
     spoken = "\n".join(f"        {line}" for line in speak().splitlines())
     done = place.python(f"""
@@ -411,10 +437,16 @@ def finish(pid, terminal):
 
 
 def test_the_terminal_is_the_agents_own_and_its_keys_reach_it_once(place):
-    pid, terminal = in_terminal(
-        place, "bash", "-c", "trap 'echo got' INT; [ -t 0 ] && echo ready; read x; echo end $x; exit 4"
-    )
-    seen = read_until(terminal, b"", b"ready")
+    code = """
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+print('terminal', os.isatty(0), os.isatty(1), flush=True)
+while signal.sigtimedwait([signal.SIGINT], 10): print('got', flush=True); break
+while signal.sigtimedwait([signal.SIGINT], 0.3): print('got', flush=True)
+print('end', input(), flush=True); sys.exit(4)
+"""
+    pid, terminal = in_terminal(place, python(), "-c", code)
+    seen = read_until(terminal, b"", b"terminal True True")
     os.write(terminal, b"\x03")
     seen = read_until(terminal, seen, b"got")
     os.write(terminal, b"x\n")
