@@ -1,7 +1,6 @@
-"""What an audit record of a verdict holds, so that an auditor can check the person's signature without the broker.
+"""Checks a person's signature on a verdict from its audit record alone, without the broker.
 
-``recorded`` is what the broker writes into ``data`` of an ``approval.recorded`` event; ``fault`` is what a verifier
-makes of it. Written by the same module so that the two cannot drift apart.
+The data of an ``approval.recorded`` event carry everything that was signed; ``broker.review_request`` writes them.
 """
 
 from __future__ import annotations
@@ -10,28 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from taskpass.core import approval as rules
-from taskpass.core.approval import Approval, Method
+from taskpass.core.approval import Method
 from taskpass.core.ids import HumanId
 from taskpass.keys import ed25519
 
 EVENT = "approval.recorded"
 
 _SIGNED = ("digest", "nonce", "approver", "signature", "public_key", "verb", "comment", "method")
-
-
-def recorded(approval: Approval, *, verb: str) -> dict[str, object]:
-    """The part of a record's data that carries the signature; ``verb`` is the one that was signed."""
-    return {
-        "digest": approval.digest,
-        "nonce": approval.nonce,
-        "approver": approval.approver,
-        "method": approval.method.value,
-        "verdict": approval.verdict.value,
-        "verb": verb,
-        "comment": approval.comment,
-        "signature": approval.signature,
-        "public_key": approval.key,
-    }
 
 
 def is_signed(data: Mapping[str, Any]) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -170,8 +169,3 @@ def _parse(data: bytes) -> dict[str, Any]:
 
 def _invalid() -> ConfigInvalid:
     return ConfigInvalid("the key's file is damaged", hint="restore it from where you keep it", code="key_invalid")
-
-
-def write_public(path: Path, lines: Iterable[str]) -> None:
-    """Write printable keys where an auditor can fetch them; replaces the file."""
-    path.write_text("".join(f"{line}\n" for line in lines), "utf-8")

@@ -8,35 +8,39 @@ from taskpass.audit import approvals
 from taskpass.audit.anchors import Anchor
 from taskpass.audit.verify import verify
 from taskpass.audit.witness import Head
+from taskpass.broker.review_request import _recorded
 from taskpass.core.approval import Method, challenge
 from taskpass.core.audit import Event
 from taskpass.core.errors import InvalidInput, StoreUnavailable
-from taskpass.core.ids import InstallationId, RequestId
+from taskpass.core.ids import InstallationId, TaskId
 from taskpass.core.secret import Secret
 from taskpass.keys import reviewer
 from taskpass.keys.ed25519 import PublicKeys
 from taskpass.store.base import Installation
 from taskpass.testing.suites.records import NOW, REVIEWER, Counting, Records, event
-from tests.unit.audit.chains import HOME, KEY, OTHER, TRUSTED, chain
+from tests.unit.audit.chains import HOME, KEY, OTHER, TRUSTED, chain, rechained
 
 SECRET = Secret("0000-0000-0000-0000-0000-0001")
 PUBLIC, SALT = reviewer.verifier(SECRET, reviewer.new_salt(Counting()))
 
 
 def verdict(**changes):
-    """The event of a verdict that REVIEWER signed; ``changes`` are made after signing."""
+    """The event that the broker records of a verdict that REVIEWER signed; ``changes`` are made after signing."""
     digest = "sha256:" + "5" * 64
     data = challenge(verb="approve", digest_=digest, approver=REVIEWER, nonce="n1", comment="ok")
-    approval = Records(HOME.id).approval(
-        RequestId("req_1"),
+    records = Records(HOME.id)
+    request = records.request(TaskId("tsk_1"))
+    approval = records.approval(
+        request.id,
         digest=digest,
         nonce="n1",
         comment="ok",
         key=PUBLIC,
         signature=reviewer.sign(SECRET, SALT, data),
     )
-    recorded = approvals.recorded(approval, verb="approve")
-    return Event(approvals.EVENT, REVIEWER, {"request": "req_1"}, recorded | changes)
+    recorded = _recorded(approval, request)
+    assert recorded.name == approvals.EVENT
+    return replace(recorded, data={**recorded.data, **changes})
 
 
 def log(*events):
@@ -65,6 +69,13 @@ def test_that_nothing_outside_was_compared_is_said():
     assert any("cut off" in note for note in verify(records, HOME.id, TRUSTED).notes)
     assert verify(records, HOME.id, TRUSTED, [Anchor(1, records[0].hash, "line 1")]).notes == ()
     assert verify(records, HOME.id, TRUSTED, witness=Head(2, last.hash, last.signature, last.key)).notes == ()
+
+
+def test_a_log_over_a_change_of_keys_needs_both_to_be_trusted():
+    old = chain(2)
+    records = old + chain(2, signer=OTHER, head=(2, old[-1].hash))
+    assert verify(records, HOME.id, PublicKeys([KEY.public, OTHER.public])).seq == 4
+    assert verify(records, HOME.id, TRUSTED).fault.seq == 3
 
 
 def test_an_empty_log_is_good_unless_something_stands_outside():
@@ -165,8 +176,6 @@ def test_a_log_that_cannot_be_read_further_is_bad_there():
 
 @pytest.mark.parametrize("body", ["{}", "[]", "1", "x", '{"seq":1,"v":1}', "[" * 100_000])
 def test_a_signed_record_of_an_unknown_shape_is_bad(body):
-    from tests.unit.audit.chains import rechained
-
     records = rechained([replace(chain(1)[0], body=body)], signer=KEY)
     assert verify(records, HOME.id, TRUSTED).fault.seq == 1
 

@@ -117,8 +117,7 @@ def test_a_damaged_file_is_refused(home, key, edit):
 
 def test_trust_takes_a_key_as_text_or_as_a_file(tmp_path, key):
     path = tmp_path / "trusted"
-    files.write_public(path, [key.public])
-    path.write_text(f"# pinned at init\n\n{path.read_text()}")
+    path.write_text(f"# pinned at init\n\n{key.public}\n")
     signature = encode(key.sign(b"data"))
     for trusted in (files.trust(key.public), files.trust(str(path))):
         assert trusted.ids == (key.key_id,)
