@@ -473,3 +473,36 @@ def test_a_reserve_without_its_space_is_not_held(tmp_path):
     assert (tmp_path / "reserve").stat().st_blocks * 512 >= 2**20
     with pytest.raises(StoreUnavailable):
         Reserve(tmp_path / "none" / "reserve").restore()
+
+
+# Killed
+
+APPENDING = """
+import sys
+from pathlib import Path
+from taskpass.keys import files
+from taskpass.store.open import open_store
+from taskpass.testing.suites.records import NOW, Counting, FixedClock, event
+key = files.load(Path(sys.argv[1]) / "keys", files.AUDIT)
+store = open_store(
+    f"sqlite:///{sys.argv[1]}/taskpass.db", clock=FixedClock(), entropy=Counting(), audit_key=key
+)
+while True:
+    with store.write() as unit:
+        seq = unit.audit.append(event(), NOW).seq
+    print(seq, flush=True)
+"""
+
+
+def test_what_was_committed_before_a_kill_is_there_after_it(home, store):
+    for wanted in (1, 20, 3):
+        command = [sys.executable, "-c", APPENDING, home.directory]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+            for _ in range(wanted):
+                running.stdout.readline()
+            running.kill()
+            told = [line for line in running.stdout.read().split("\n") if line]
+        report = checked(home, store)
+        assert report.fault is None
+        assert report.seq >= (int(told[-1]) if told else wanted)
+    home.open()
