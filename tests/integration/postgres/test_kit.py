@@ -538,6 +538,32 @@ def test_a_lease_s_role_is_lent_only_while_it_is_closing(broker):
     assert outcome(lambda: connection.execute("SELECT taskpass.lend(%s)", [made.lease])) == "TP006"
 
 
+def test_a_lent_role_reads_nothing(broker):
+    """A broker that is stolen could keep a closing lease lent for ever: it has its name then, and no rights."""
+    made = broker.live()
+    connection = broker.connect()
+    connection.execute("SELECT * FROM taskpass.close(%s, %s, '')", [made.lease, verifier()])
+    connection.execute("SELECT taskpass.lend(%s)", [made.lease])
+    assert outcome(lambda: connection.execute("SELECT * FROM shop.orders")) == "42501"
+    connection.execute(f"SET ROLE {made.role}")
+    assert outcome(lambda: connection.execute("SELECT * FROM shop.orders")) == "42501"
+
+
+def test_rehearsals_are_few(broker):
+    connection = broker.connect()
+    for _ in range(5):
+        connection.execute("SELECT taskpass.rehearse(%s, %s, '')", [broker.new_lease(), verifier()])
+    call = "SELECT taskpass.rehearse(%s, %s, '')"
+    assert outcome(lambda: connection.execute(call, [broker.new_lease(), verifier()])) == "TP003"
+
+
+def test_a_rehearsed_account_is_never_more_than_that(broker, shop):
+    connection, lease = broker.connect(), broker.new_lease()
+    connection.execute("SELECT taskpass.rehearse(%s, %s, '')", [lease, verifier()])
+    assert outcome(lambda: connection.execute("SELECT taskpass.enable(%s, 600, '')", [lease])) == "TP006"
+    assert outcome(lambda: issue(connection, lease, rights(shop))) == "TP006"
+
+
 def test_closing_waits_for_an_issue_that_the_target_is_still_executing(broker, shop):
     """The broker that sent it is dead; its transaction is not. The close must not find *absent* and let it commit."""
     made = broker.order()
@@ -657,6 +683,11 @@ def test_a_database_without_the_kit_is_unfit_and_says_what_to_do(broker, shop):
     with pytest.raises(TargetUnfit) as caught:
         broker.issuer.inventory()
     assert (caught.value.code, caught.value.hint) == ("kit_missing", "taskpass init")
+
+
+def test_preflight_of_a_database_without_the_kit_says_so(broker, shop):
+    shop.execute("DROP SCHEMA taskpass CASCADE")
+    assert "kit" in {finding.check for finding in broker.issuer.preflight() if finding.severity is Severity.FATAL}
 
 
 def test_another_cluster_behind_the_address_is_refused(broker):

@@ -80,7 +80,12 @@ def hardening_sql(databases: Iterable[str]) -> str:
 
 
 def lacking(connection: psycopg.Connection[Any]) -> list[Finding]:
-    """What the kit needs and does not have here, as the broker's login (or an administrator) can see it."""
+    """What the kit needs and does not have here, as the broker's login (or an administrator) can see it.
+
+    Empty where there is no kit for this login at all: that is ``preflight``'s finding.
+    """
+    if connection.execute(_VISIBLE).fetchone() is None:
+        return []
     found = connection.execute(_file("lacking.sql")).fetchall()
     return [Finding(check, Severity(severity), message, fix) for check, severity, message, fix in found]
 
@@ -131,6 +136,12 @@ def _enrol(enrolment: Enrolment) -> str:
         .as_string(None)
     )
 
+
+_VISIBLE = """
+SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+ WHERE n.nspname = 'taskpass' AND c.relname = 'ceiling'
+   AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
+"""
 
 _ENROL = """\
 INSERT INTO taskpass.broker (login, installation) VALUES ({name}, {installation}) ON CONFLICT (login) DO NOTHING;
