@@ -108,7 +108,7 @@ def test_a_version_that_is_not_there_is_named():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_it_dies_with_its_starter_unless_it_is_to_stay(servers, tmp_path, tied):
+def test_it_dies_with_its_starter_unless_it_is_to_stay(servers, tied):
     servers(16)
     code = (
         "import os, sys; from taskpass.testing.postgres import EmbeddedServer\n"
