@@ -65,6 +65,7 @@ def _finish(stage: Stage, line: Timeline, *, keep: bool) -> int:
 
 def _how_to_go_on(stage: Stage, line: Timeline) -> None:
     pids = [server.pid for server in stage.servers.values()]
+    places = " ".join(str(server.directory) for server in stage.servers.values())
     broker = stage.broker.pid if stage.broker else 0
     line.title("Everything still runs. In a shell:")
     line.detail(
@@ -75,5 +76,5 @@ def _how_to_go_on(stage: Stage, line: Timeline) -> None:
         f"taskpass run -- {os.environ.get('SHELL', '/bin/sh')}\n"
         f"taskpass exec --resource {STAGING} --access read -- psql      # in that shell\n"
         "taskpass audit show\n"
-        f"kill {broker} {' '.join(map(str, pids))}; rm -r {stage.root}      # the end"
+        f"kill {broker} {' '.join(map(str, pids))} && sleep 2 && rm -rf {stage.root} {places}      # the end"
     )
