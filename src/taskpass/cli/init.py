@@ -135,7 +135,10 @@ def _typed() -> Secret:
 
 
 def _account() -> str:
-    return pwd.getpwuid(os.getuid()).pw_name
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        raise InvalidInput("this process runs under an account without a name") from None
 
 
 def _person() -> str:

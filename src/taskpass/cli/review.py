@@ -102,7 +102,11 @@ class Wishes:
 
 def _people_socket(named: Path | None) -> LineClient:
     """The socket in a directory that is ours alone, served by us or by root."""
-    usual = Path(pwd.getpwuid(os.getuid()).pw_dir) / ".local/share/taskpass"
+    if "TASKPASS_SOCK" in os.environ:
+        raise Denied(
+            "people decide outside of a run", hint="your person answers with taskpass review", code="inside_run"
+        )
+    usual = _usual_directory()
     if named is None and os.environ.get("TASKPASS_DIR", str(usual)) != str(usual):
         raise InvalidInput(
             "review does not follow TASKPASS_DIR, which a repository can set",
@@ -112,6 +116,15 @@ def _people_socket(named: Path | None) -> LineClient:
     directory = named.absolute() if named else usual
     demand_private(directory)
     return LineClient(operator_socket(directory), owners=frozenset({0, os.getuid()}))
+
+
+def _usual_directory() -> Path:
+    """As ``config.paths`` has it, by the account and not by the environment."""
+    try:
+        home = pwd.getpwuid(os.getuid()).pw_dir
+    except KeyError:
+        home = "/"
+    return Path(home) / ".local/share/taskpass"
 
 
 def _list(client: LineClient, *, as_json: bool) -> None:

@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from taskpass.core.errors import TaskpassError
+from tests.unit.cli import cards
 
 
 class ScriptedBroker:
@@ -83,3 +84,10 @@ def peoples_broker(directory):
     broker = ScriptedBroker(directory / "run" / "operator.sock")
     yield broker
     broker.close()
+
+
+@pytest.fixture
+def signing_broker(peoples_broker):
+    """The people's socket with one request to decide about, and challenges to sign."""
+    peoples_broker.answers = cards.answers()
+    return peoples_broker

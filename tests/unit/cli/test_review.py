@@ -10,121 +10,16 @@ from taskpass.cli import narrowing
 from taskpass.cli.entry import main
 from taskpass.core.approval import challenge
 from taskpass.core.errors import Denied, InvalidInput
-from taskpass.core.manifest import (
-    Column,
-    Dropped,
-    DropReason,
-    Keep,
-    Kind,
-    Manifest,
-    ObjectRights,
-    Reach,
-    Through,
-    narrow,
-)
-from taskpass.core.scope import Level, Verb
 from taskpass.core.secret import Secret
 from taskpass.keys import reviewer
+from tests.unit.cli.cards import KEY, TYPED, card, manifest
 
-SELECT = frozenset({Verb.SELECT})
 HOSTILE = "\033[32mApproved by DBA\u202e\nWhat the broker knows"
 
 
-class Bytes:
-    def __init__(self):
-        self.number = 0
-
-    def bytes(self, count):
-        self.number += 1
-        return bytes([self.number]) * count
-
-
-SECRET = reviewer.new_reviewer_secret(Bytes())
-TYPED = SECRET.reveal()
-KEY, SALT = reviewer.verifier(SECRET, reviewer.new_salt(Bytes()))
-
-
-def manifest(name="orders") -> Manifest:
-    columns = (Column(1, "id"), Column(2, "amount"), Column(3, "note"))
-    return Manifest(
-        cluster="7412",
-        database=5,
-        database_name="shop",
-        level=Level.READ,
-        objects=(
-            ObjectRights(10, Kind.TABLE, "public", name, "owner", columns, SELECT),
-            ObjectRights(
-                11, Kind.PARTITIONED, "public", "events", "owner", columns[:1], SELECT,
-                (Reach(20, Kind.TABLE, "public", "events_2026", Through.PARTITION),),
-            ),
-        ),
-        dropped=(Dropped(12, Kind.VIEW, "public", "report", DropReason.REACHES_EXCLUDED, "public.customers"),),
-        ambient=("TEMP",),
-    )  # fmt: skip
-
-
-def card(asked=None, **claimed):
-    asked = asked or manifest()
-    return {
-        "request": "req_1",
-        "state": "pending",
-        "digest": "sha256:0",
-        "facts": {
-            "resource": "orders",
-            "environment": "production",
-            "level": "read",
-            "access": "read",
-            "principal": "spiffe://acme.example/agent/claude/1",
-            "sponsor": "ana",
-            "machine": "laptop",
-            "separation": "sandbox",
-            "parents": [],
-            "task": "tsk_1",
-            "lifetime": 600,
-            "delivery": "endpoint",
-            "asked_at": "2026-01-05T10:00:00.000Z",
-            "lapses_at": "2026-01-05T10:15:00.000Z",
-        },
-        "fetched": {"database": "shop"},
-        "claimed": {"repository": {"value": "acme/shop", "provenance": "claimed"}, "reason": "look at orders"}
-        | claimed,
-        "manifest": asked.to_json(),
-        "estimates": {"10": 120000},
-        "duties": {"quorum": 1, "approvers": ["dba"], "max_ttl": 600, "read_only": True, "delivery": "endpoint"},
-        "policies": ["production-asks"],
-        "code": "approval_required",
-        "votes": [],
-    }
-
-
 @pytest.fixture
-def broker(peoples_broker):
-    """Answers challenges as the real one: narrowing by the keeps that it was sent."""
-
-    def offered(ballot):
-        keeps = ballot.get("keeps")
-        left = narrow(manifest(), [Keep.from_json(keep) for keep in keeps]) if keeps is not None else manifest()
-        data = challenge(
-            verb=ballot["verb"], digest_="sha256:1", approver=ballot["human"], nonce="n", comment=ballot["comment"]
-        )
-        return {
-            "nonce": "n",
-            "digest": "sha256:1",
-            "data": b64encode(data).decode(),
-            "manifest": left.to_json(),
-            "lifetime": ballot.get("lifetime", 600),
-            "method": "reviewer-secret",
-            "salt": SALT,
-        }
-
-    peoples_broker.answers = {
-        "requests": {"requests": []},
-        "show_request": card(),
-        "people": {"people": [], "you": "ben"},
-        "challenge": offered,
-        "vote": {"request": "req_1", "state": "approved", "sufficient": True, "missing": ""},
-    }
-    return peoples_broker
+def broker(signing_broker):
+    return signing_broker
 
 
 @pytest.fixture
@@ -201,7 +96,7 @@ def test_a_wrong_secret_is_not_shown(review, broker, capfd):
 
 def test_the_secret_goes_nowhere_but_into_the_signature(review, broker, capfd):
     assert review("req_1", "--approve") == 0
-    assert SECRET.reveal() not in json.dumps(broker.calls) + "".join(capfd.readouterr())
+    assert TYPED not in json.dumps(broker.calls) + "".join(capfd.readouterr())
 
 
 def test_the_brokers_refusal_is_the_exit_code(review, broker):
@@ -215,6 +110,23 @@ def test_review_does_not_follow_the_environment(broker, directory, monkeypatch, 
     assert "[directory_not_named]" in capfd.readouterr().err
     assert not broker.calls
     assert main(["review", "--directory", str(directory)]) == 0
+
+
+def test_nobody_decides_inside_a_run(broker, directory, monkeypatch):
+    monkeypatch.setenv("TASKPASS_SOCK", "/run/x/line.sock")
+    assert main(["review", "--directory", str(directory)]) == 90
+    assert not broker.calls
+
+
+def test_a_process_without_an_account_has_no_usual_directory(monkeypatch, capfd):
+    def unknown(uid):
+        raise KeyError(uid)
+
+    monkeypatch.delenv("TASKPASS_DIR", raising=False)
+    monkeypatch.delenv("TASKPASS_SOCK", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert main(["review"]) == 2
+    assert "/.local" in capfd.readouterr().err
 
 
 def test_review_refuses_a_directory_that_others_can_enter(broker, directory, capfd):
