@@ -83,9 +83,11 @@ def _close_if_unexplained(broker: Broker, issuer: Issuer, role: FoundRole) -> bo
     """A role of ours that no unfinished lease explains, or that is open although its lease is closed: a promotion of an
     older copy, a hand-made change, a target that was written off and came back. Taken away like any other, recorded.
     """
+    if not _is_unexplained(_lease_of(broker, role), role):
+        return False
     with broker.closing.hold(role.lease or role.name):
         lease = _lease_of(broker, role)
-        if lease is not None and not _is_unexpected(lease, role):
+        if not _is_unexplained(lease, role):
             return False
         subject = {"task": lease.task, "lease": lease.id} if lease else ({"lease": role.lease} if role.lease else {})
         with broker.store.write() as unit:
@@ -117,7 +119,9 @@ def _close_if_unexplained(broker: Broker, issuer: Issuer, role: FoundRole) -> bo
     return True
 
 
-def _is_unexpected(lease: Lease, role: FoundRole) -> bool:
+def _is_unexplained(lease: Lease | None, role: FoundRole) -> bool:
+    if lease is None:
+        return True
     if lease.state is LeaseState.CLOSED:
         return role.can_login or role.sessions > 0 or lease.proof.get("answer") == WRITTEN_OFF
     return lease.state is LeaseState.CLEANED
