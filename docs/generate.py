@@ -38,7 +38,8 @@ to do next. The codes are in [errors.md](errors.md).
 
 `exec` hands out the place of a socket and no secret, so nothing in the command's environment, arguments or output needs
 masking, and nothing is masked. It takes `PGPASSWORD`, `PGSERVICE` and their like out of the command's environment,
-because they would lead elsewhere. `--json` prints JSON on stdout, with the same exit code as without it.
+because they would lead elsewhere. `--json` prints JSON on stdout, with the same exit code as without it; its fields are
+in [json.md](json.md).
 """
 
 _ERRORS = """\

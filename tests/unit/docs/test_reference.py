@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 import runpy
 from pathlib import Path
@@ -8,6 +10,7 @@ import pytest
 
 from taskpass.config import load
 from taskpass.config.table import Table
+from taskpass.server import views
 
 ROOT = Path(__file__).parents[3]
 PAGES = runpy.run_path(str(ROOT / "docs" / "generate.py"))["pages"]()
@@ -64,3 +67,25 @@ def test_decisions_are_numbered_without_gaps():
 def test_the_readme_names_the_two_commands_and_the_build_runs_the_second(word):
     assert word in (ROOT / "README.md").read_text()
     assert (ROOT / ".ci/run").read_text().rstrip().endswith("exec make test")
+
+
+def keys_of(function):
+    """The texts that are keys of a dict in the source of ``function``."""
+    found = set()
+    for node in ast.walk(ast.parse(inspect.getsource(function))):
+        if isinstance(node, ast.Dict):
+            found |= {key.value for key in node.keys if isinstance(key, ast.Constant)}
+        elif isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
+            found.add(node.slice.value)
+    return found
+
+
+@pytest.mark.parametrize(
+    "view",
+    [views.request_view, views.lease_view, views.task_view, views.card, views.vote_view],
+    ids=lambda f: f.__name__,
+)
+def test_every_field_of_an_answer_is_documented(view):
+    text = (ROOT / "docs/reference/json.md").read_text()
+    missing = {key for key in keys_of(view) if f"`{key}`" not in text}
+    assert missing == set()
