@@ -81,9 +81,9 @@ class Broker:
     def new_lease(self) -> LeaseId:
         return LeaseId(new_id("lse", CLOCK.now(), ENTROPY))
 
-    def order(self, *, scope=None, manifest=None, lifetime=300):
+    def order(self, *, scope=None, manifest=None, lifetime=300, issuer=None):
         scope = scope or self.scope
-        resolved = self.issuer.resolve(scope)
+        resolved = (issuer or self.issuer).resolve(scope)
         lease = self.new_lease()
         role = role_name(self.installation, lease)
         secret = scram.new_secret(ENTROPY)

@@ -92,17 +92,21 @@ def control(place: Place, live: RoleName, secret: Secret, wrong: Secret, entropy
 def _connect(address: Address, ca: str) -> socket.socket:
     if address.socket_path:
         stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    else:
+        stream = socket.create_connection((address.host, address.port), timeout=_SECONDS)
+    try:
         stream.settimeout(_SECONDS)
-        stream.connect(address.socket_path)
-        return stream
-    stream = socket.create_connection((address.host, address.port), timeout=_SECONDS)
-    return _secure(stream, address.host, ca) if ca else stream
+        if address.socket_path:
+            stream.connect(address.socket_path)
+        return _secure(stream, address.host, ca) if ca and not address.socket_path else stream
+    except BaseException:
+        stream.close()
+        raise
 
 
 def _secure(stream: socket.socket, host: str, ca: str) -> socket.socket:
     stream.sendall(ssl_request())
     if stream.recv(1) != b"S":
-        stream.close()
         raise OSError("the server offers no TLS")
     context = ssl.create_default_context(cafile=None if ca == "system" else ca)
     return context.wrap_socket(stream, server_hostname=host)
