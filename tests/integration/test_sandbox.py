@@ -287,6 +287,15 @@ def test_the_agent_has_no_rights_and_gains_none(place):
         assert fields["Groups"].strip() == ""
 
 
+def test_the_account_of_roots_agents_has_a_name_and_a_home_of_its_own(place):
+    if place.kind != "root":
+        pytest.skip("other agents keep the person's account")
+    done = place.run("sh", "-c", "id -un; ls -A ~ | grep -v -e pyenv -e bashrc -e profile; touch ~/made && echo made")
+    assert done.stdout == "taskpass-agent\nmade\n", done
+    assert not Path("/root/made").exists()
+    assert "taskpass-agent" not in Path("/etc/passwd").read_text()
+
+
 def test_the_environment_points_to_the_run_and_not_to_the_broker(one_place):
     done = one_place.run("env")
     found = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)

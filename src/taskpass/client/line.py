@@ -85,6 +85,8 @@ class LineClient:
         return answer
 
     def _connected(self, deadline: float) -> socket.socket:
+        if self._socket is not None and _closed_by_server(self._socket):
+            self.close()
         if self._socket is None:
             connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
             try:
@@ -124,6 +126,16 @@ class LineClient:
                 return cast("dict[str, Any]", result)
         self.close()
         raise Internal("the broker's answer is not understood", code="bad_answer", hint="is it another version?")
+
+
+def _closed_by_server(connection: socket.socket) -> bool:
+    """Whether the broker has closed a connection that was idle for long, so that a call on it could not arrive."""
+    try:
+        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _left(deadline: float) -> float:

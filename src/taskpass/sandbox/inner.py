@@ -134,7 +134,21 @@ def _mount_all(spec: dict[str, Any], mount: Callable[..., None]) -> None:
             mount("none", path, None, _MS_BIND | _MS_REMOUNT | _MS_RDONLY | kept)
     for descriptor in sources.values():
         os.close(descriptor)
+    if spec["account"]:
+        _name_account(spec["account"], spec["mounts"], mount)
     mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)
+
+
+def _name_account(line: str, mounts: list[dict[str, Any]], mount: Callable[..., None]) -> None:
+    """Show an ``/etc/passwd`` that also has ``line``: many tools do not start under an account without a name."""
+    with open("/etc/passwd", "rb") as file:
+        known = file.read()
+    place = next(one["path"] for one in mounts if one["show"] == "hidden") + "/.passwd"
+    with open(place, "wb") as file:
+        file.write(known.rstrip(b"\n") + b"\n" + line.encode() + b"\n")
+    os.chmod(place, 0o644)
+    mount(place, "/etc/passwd", None, _MS_BIND)
+    os.unlink(place)
 
 
 def _make_place(path: str, *, directory: bool) -> None:

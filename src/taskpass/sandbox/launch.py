@@ -126,6 +126,7 @@ def specification(plan: Plan, command: Sequence[str], calls: Sequence[Call], con
             for mount in plan.mounts
         ],
         "drop_to": [plan.account.uid, plan.account.gid] if kind.name == "root" else None,
+        "account": _passwd_line(plan.account) if kind.name == "root" else "",
         "filter": terminal_filter().hex() if separate else "",
         "directory": str(plan.directory),
         "socket": str(plan.socket),
@@ -135,6 +136,15 @@ def specification(plan: Plan, command: Sequence[str], calls: Sequence[Call], con
         "mask": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ())),
     }
     return json.dumps(found).encode()
+
+
+def _passwd_line(account: Account) -> str:
+    """A line of passwd(5) for an account that has none, so that tools find a name and a home; else empty."""
+    try:
+        pwd.getpwuid(account.uid)
+    except KeyError:
+        return f"taskpass-agent:x:{account.uid}:{account.gid}:agent of taskpass:{Path.home()}:/bin/sh"
+    return ""
 
 
 def _command_line(

@@ -156,6 +156,15 @@ def test_after_a_broken_connection_the_next_call_connects_anew(path):
     assert len(broker.received) == 2
 
 
+def test_a_connection_that_the_broker_closed_while_idle_is_made_anew(path):
+    with FakeBroker(path, b'{"id":1,"result":{}}\n', b'{"id":2,"result":{}}\n') as broker, LineClient(path) as client:
+        assert client.call("prepare_run") == {}
+        while client._socket.recv(1, socket.MSG_PEEK) != b"":
+            pass
+        assert client.call("end_run") == {}
+    assert len(broker.received) == 2
+
+
 def test_a_path_that_is_too_long_is_said_so(tmp_path):
     assert isinstance(failure(tmp_path / ("a" * 200)), InvalidInput)
 

@@ -80,8 +80,10 @@ def test_a_key_on_the_terminal_reaches_the_child_once_and_the_terminal_is_its_ow
     os.write(terminal, b"x\n")
     seen = read_until(terminal, seen, b"end x")
     assert seen.count(b"got") == 1
+    # Closing the terminal earlier would hang up on whoever has not ended yet.
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     os.close(terminal)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert code == 0
 
 
 def read_until(terminal, seen, wanted):
