@@ -46,12 +46,12 @@ def bind_unix(path: Path, *, mode: int = 0o600, uid: int | None = None) -> socke
     _remove_stale(path, {os.geteuid(), os.geteuid() if uid is None else uid})
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
-        # On Linux the path gets the mode of the unbound socket: no window, and no change of the process-wide umask.
-        os.fchmod(listener.fileno(), mode & 0o600)
+        # On Linux the path gets the mode of the unbound socket: no window, no change of the process-wide umask, and no
+        # chmod by name, which would follow a link that an agent of the same account puts there.
+        os.fchmod(listener.fileno(), mode)
         listener.bind(os.fsencode(path))
         if uid is not None and uid != os.geteuid():
             os.chown(path, uid, -1, follow_symlinks=False)
-        os.chmod(path, mode)
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()

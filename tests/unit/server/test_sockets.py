@@ -26,15 +26,22 @@ def test_a_bound_socket_is_for_its_owner_only(directory):
         assert mode_of(directory / "s") == 0o600
 
 
-def test_the_socket_is_not_wider_between_bind_and_chmod(directory, monkeypatch):
+def test_the_socket_is_never_wider_even_without_a_umask_and_before_anybody_listens(directory, monkeypatch):
     seen = []
-    monkeypatch.setattr(os, "chmod", lambda path, _: seen.append(mode_of(path)))
+
+    class Watched(socket.socket):
+        def listen(self, *backlog):
+            seen.append(mode_of(directory / "s"))
+            super().listen(*backlog)
+
+    monkeypatch.setattr(socket, "socket", Watched)
     old = os.umask(0)
     try:
         with bind_unix(directory / "s"):
-            assert seen == [0o600]
+            seen.append(mode_of(directory / "s"))
     finally:
         os.umask(old)
+    assert seen == [0o600, 0o600]
 
 
 def test_a_path_of_107_bytes_is_bound_and_one_of_108_is_refused_with_the_fix(directory):
