@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
@@ -11,6 +14,7 @@ import pytest
 from psycopg import sql
 
 from taskpass.core.errors import InvalidInput, ManifestChanged, TargetUnavailable, TargetUnfit
+from taskpass.core.ids import new_installation_id
 from taskpass.core.manifest import Keep, narrow
 from taskpass.core.scope import Level, Scope
 from taskpass.core.secret import Secret
@@ -622,8 +626,38 @@ def test_the_script_may_run_again_and_keeps_what_the_dba_changed(broker, shop):
     assert broker.enter(made).execute("SELECT 1").fetchone() == (1,)
 
 
+@pytest.mark.skipif(shutil.which("psql") is None, reason="psql is not installed")
+def test_a_dba_can_run_the_script_with_psql(shop):
+    installation = new_installation_id(ENTROPY)
+    script = kit.install_sql(
+        150000, kit.Enrolment(installation, verifier(), ("shop.*", r"od'd.\\x:y"), ("shop.hidden",))
+    )
+    done = subprocess.run(
+        ["psql", "-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", "-"],
+        input=script,
+        text=True,
+        capture_output=True,
+        timeout=60,
+        env={
+            "PGHOST": shop.server.host,
+            "PGPORT": str(shop.server.port),
+            "PGDATABASE": shop.name,
+            "PGUSER": shop.server.superuser,
+            "PGPASSWORD": shop.server.password.reveal(),
+            "PATH": os.environ["PATH"],
+        },
+    )
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert "WARNING" not in done.stderr
+    assert sorted(shop.fetch("SELECT schema_pattern, object_pattern FROM taskpass.ceiling")) == [
+        ("od'd", r"\\x:y"),
+        ("shop", "*"),
+        ("shop", "hidden"),
+    ]
+    shop.execute(f"DROP OWNED BY {kit.broker_login(installation)}; DROP ROLE {kit.broker_login(installation)}")
+
+
 def test_the_script_is_refused_where_taskpass_kit_is_something_else(shop):
-    shop.execute("DROP ROLE IF EXISTS taskpass_kit_test")
     with shop.server.connect(shop.name) as admin:
         existed = admin.execute("SELECT FROM pg_roles WHERE rolname = 'taskpass_kit'").fetchone() is not None
         admin.execute(f"{'ALTER' if existed else 'CREATE'} ROLE taskpass_kit SUPERUSER")
@@ -695,6 +729,13 @@ def test_another_cluster_behind_the_address_is_refused(broker):
     with pytest.raises(TargetUnfit) as caught:
         issuer.inventory()
     assert caught.value.code == "another_target"
+
+
+def test_a_server_that_is_not_here_is_only_talked_to_over_tls(broker):
+    issuer = broker.new_issuer(address="db.example.test:5432/shop")
+    with pytest.raises(TargetUnfit) as caught:
+        issuer.inventory()
+    assert caught.value.code == "tls_required"
 
 
 def test_a_wrong_password_of_the_broker_is_unavailable_and_not_shown(broker):

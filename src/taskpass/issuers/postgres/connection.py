@@ -113,17 +113,22 @@ class Connections:
     def _open(self, node: str) -> Connection:
         try:
             return psycopg.connect(**self._parameters(node))
-        except psycopg.Error as error:
-            # The driver's text may quote the server; which of the two it is does not change what to do.
+        except psycopg.Error:
+            # The driver does not say whether nobody answered or the login was refused, and its text quotes the server.
             raise TargetUnavailable(
                 f"the broker cannot log in to {self._target.resource}",
                 hint="is the server up, and is the broker's login as enrolled?",
-                code="target_auth" if error.sqlstate in ("28P01", "28000") else None,
             ) from None
 
     def _parameters(self, node: str) -> dict[str, Any]:
         address, password = parse_address(node), self._login.password
         ca = self._target.tls.get("ca")
+        if not ca and not address.is_local:
+            raise TargetUnfit(
+                f"{self._target.resource} is not on this machine and has no tls",
+                hint='write tls = { ca = "system" } or the path of its authority',
+                code="tls_required",
+            )
         proof = {"password": password.reveal(), "require_auth": "scram-sha-256"} if password else {}
         tls = {"sslmode": "verify-full", "sslrootcert": ca} if ca else {"sslmode": "disable"}
         return {
