@@ -110,10 +110,19 @@ def test_psql_reaches_the_database_as_the_role(lease):
     )
 
 
-def test_a_psql_that_would_like_encryption_or_a_newer_protocol_is_served(lease):
+def test_a_psql_that_would_like_encryption_is_served(lease):
     for option in ("sslmode=prefer", "gssencmode=prefer", "sslmode=allow"):
         done = program(lease, "psql", "-XAtc", "SELECT 1", f"{lease.endpoint.dsn}&{option}")
         assert done.stdout == "1\n"
+
+
+def test_a_client_that_speaks_a_newer_minor_version_is_served(lease, servers):
+    own = servers(18)._binaries.program("psql")
+    for option in ("max_protocol_version=latest", "max_protocol_version=3.2"):
+        done = program(lease, own, "-XAtc", "SELECT 1", f"{lease.endpoint.dsn}&{option}")
+        assert (done.stdout, done.stderr) == ("1\n", "")
+    done = program(lease, own, "-XAtc", "SELECT 1", f"{lease.endpoint.dsn}&min_protocol_version=3.2")
+    assert done.returncode != 0
 
 
 def test_pgbench_works_through_it(lease, database):

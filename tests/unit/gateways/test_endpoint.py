@@ -18,8 +18,11 @@ from taskpass.core.lease import Target
 from taskpass.core.separation import Environment
 from taskpass.gateways.postgres import session as session_module
 from taskpass.gateways.postgres.endpoint import MAX_SOCKETS, PostgresEndpoints
-from taskpass.gateways.postgres.session import END_SECONDS, MAX_CLIENTS
+from taskpass.gateways.postgres.protocol import HangUp
+from taskpass.gateways.postgres.session import END_SECONDS, MAX_CLIENTS, Service, Session
 from taskpass.gateways.postgres.splice import LINGER_SECONDS
+from taskpass.gateways.postgres.target import make_route
+from taskpass.wire.postgres.address import parse_address
 from taskpass.wire.postgres.login import Login
 from taskpass.wire.postgres.messages import (
     CancelRequest,
@@ -529,6 +532,25 @@ def test_a_session_that_becomes_ready_during_the_end_does_not_survive(bench):
     error, before = end_of(client)
     assert (error.sqlstate, before) == ("57P01", [])
     assert alive == []
+
+
+def test_an_end_before_the_session_has_begun_leaves_nothing_open(bench):
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    order = bench.order(bench.target(echo).address)
+
+    async def begin_and_end():
+        sessions = []
+        route = make_route(parse_address(order.target.address), None)
+        session = Session(Service(order, route, SystemEntropy(), sessions), ours)
+        task = asyncio.get_running_loop().create_task(session.run())
+        await session.end(HangUp(error_response("57P01", "over")), task)
+
+    asyncio.run_coroutine_threadsafe(begin_and_end(), bench.thread.loop).result(PATIENCE)
+    with theirs:
+        theirs.settimeout(PATIENCE)
+        assert b"C57P01" in theirs.recv(1000)
+        assert theirs.recv(1000) == b""
 
 
 # ---- threads ---------------------------------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def test_a_parameter_that_is_not_on_the_list_is_refused_by_name(name):
 def test_newer_minor_versions_and_protocol_options_are_negotiated_down():
     packet = bytearray(startup({**SESSION, "_pq_.future": "1"}))
     packet[6:8] = b"\0\x02"
-    assert start().feed(bytes(packet)) == Connect({}, negotiate_protocol_version(0, ["_pq_.future"]))
+    assert start().feed(bytes(packet)) == Connect({}, negotiate_protocol_version(["_pq_.future"]))
 
 
 def test_another_major_version_is_refused():

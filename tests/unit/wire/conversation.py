@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from scramp import ScramMechanism
 
 from taskpass.core.secret import Secret
@@ -36,7 +38,7 @@ class ScramServer:
         self._after = after
         self._framer = Framer()
         self._step = self._first
-        self._scram = None
+        self._scram: Any = None
         self._binding = binding
         self._password = password
 

@@ -102,7 +102,7 @@ def test_an_error_is_read_back_and_words_cannot_end_a_field():
 
 
 def test_negotiation_lists_what_is_ignored():
-    assert negotiate_protocol_version(0, ["_pq_.a"]) == b"v\0\0\0\x13\0\0\0\0\0\0\0\x01_pq_.a\0"
+    assert negotiate_protocol_version(["_pq_.a"]) == b"v\0\0\0\x13\0\x03\0\0\0\0\0\x01_pq_.a\0"
 
 
 def test_a_nul_in_a_parameter_is_refused():

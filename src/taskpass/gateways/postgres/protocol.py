@@ -133,7 +133,7 @@ class ClientStart:
                     hint="leave it out; settings that the role may change can be SET after connecting",
                 )
         negotiate = packet.minor > 0 or options
-        return Connect(others, negotiate_protocol_version(0, options) if negotiate else b"")
+        return Connect(others, negotiate_protocol_version(options) if negotiate else b"")
 
 
 def refuse(sqlstate: str, words: str, *, hint: str = "") -> HangUp:

@@ -52,6 +52,7 @@ class Session:
         self._service = service
         self._connection = connection
         self._client: Leg | None = None
+        self._ended: HangUp | None = None
         self._splice: Splice | None = None
         self._pid_and_key: tuple[int, bytes] | None = None
 
@@ -60,6 +61,9 @@ class Session:
         loop = asyncio.get_running_loop()
         try:
             _, self._client = await loop.connect_accepted_socket(Leg, self._connection)
+            if self._ended is not None:
+                self._hang_up(self._ended)
+                return
             async with asyncio.timeout(START_SECONDS):
                 await self._start(self._client)
         except TimeoutError:
@@ -78,11 +82,14 @@ class Session:
 
     async def end(self, words: HangUp, task: asyncio.Task[None]) -> None:
         """Ends the session that ``task`` runs; the client reads ``words``. Returns when nothing is left of it."""
+        self._ended = words
         if self._splice is not None:
             self._splice.end_with(words.data)
-        else:
+        elif self._client is not None:
             self._hang_up(words)
             task.cancel()
+        # Otherwise the connection is just being handed to its transport, which must not be interrupted: both would
+        # close the same descriptor. ``run`` looks at the words next.
         await asyncio.wait({task}, timeout=END_SECONDS)
         if not task.done():
             if self._splice is not None:

@@ -43,4 +43,13 @@ def parse_address(address: str) -> Address:
         raise InvalidInput("not an address of a database", hint="write host:port/database or /directory:port/database")
     parts = match.groupdict()
     host = parts.get("v6") or parts.get("host") or parts["directory"]
+    if parts.get("v6"):
+        _require_ipv6(host)
     return Address(host, int(match["port"]), match["database"])
+
+
+def _require_ipv6(host: str) -> None:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        raise InvalidInput("brackets in an address are for IPv6 only") from None

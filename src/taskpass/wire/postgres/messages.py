@@ -25,6 +25,7 @@ MAX_LOGIN_MESSAGE = 30_000
 MAX_KEY = 256
 """Bytes of a cancel key; the limit of protocol 3.2."""
 
+_VERSION_3_0 = 3 << 16
 _HEADER = struct.Struct("!ci")
 _INT = struct.Struct("!i")
 _TWO_INTS = struct.Struct("!ii")
@@ -135,7 +136,7 @@ def _pairs(body: bytes) -> dict[str, str]:
 def startup(parameters: Mapping[str, str]) -> bytes:
     """A StartupMessage of protocol 3.0."""
     parts = [_cstring(name) + _cstring(value) for name, value in parameters.items()]
-    body = _INT.pack(3 << 16) + b"".join(parts) + b"\0"
+    body = _INT.pack(_VERSION_3_0) + b"".join(parts) + b"\0"
     return _INT.pack(len(body) + 4) + body
 
 
@@ -207,10 +208,13 @@ def ready_for_query(status: bytes = b"I") -> bytes:
     return message(b"Z", status)
 
 
-def negotiate_protocol_version(minor: int, unknown: Iterable[str]) -> bytes:
-    """Tells a client the newest minor version we speak and which ``_pq_.`` options we ignore."""
+def negotiate_protocol_version(unknown: Iterable[str]) -> bytes:
+    """Tells a client that we speak 3.0 at most and which ``_pq_.`` options we ignore.
+
+    The manual says that the first number is the minor version; servers send, and libpq expects, the whole version.
+    """
     names = [_cstring(name) for name in unknown]
-    return message(b"v", _TWO_INTS.pack(minor, len(names)) + b"".join(names))
+    return message(b"v", _TWO_INTS.pack(_VERSION_3_0, len(names)) + b"".join(names))
 
 
 def error_response(sqlstate: str, words: str, *, hint: str = "", severity: str = "FATAL") -> bytes:
