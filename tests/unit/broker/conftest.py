@@ -2,42 +2,49 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from taskpass.testing.broker import make_harness
 
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+"""The store syncs every commit; where there is a file system in memory that costs nothing."""
+
+
+@pytest.fixture
+def place():
+    with tempfile.TemporaryDirectory(dir=MEMORY, prefix="taskpass-test-") as directory:
+        yield Path(directory)
+
+
+def _template(directory: Path, *, demo: bool) -> Path:
+    directory.chmod(0o700)
+    make_harness(directory, demo=demo).stop()
+    return directory / "taskpass.db"
+
 
 @pytest.fixture(scope="session")
 def template(tmp_path_factory):
-    return _template(tmp_path_factory, demo=False)
+    return _template(tmp_path_factory.mktemp("store"), demo=False)
 
 
 @pytest.fixture(scope="session")
 def demo_template(tmp_path_factory):
-    return _template(tmp_path_factory, demo=True)
-
-
-def _template(tmp_path_factory, *, demo: bool) -> Path:
-    directory = tmp_path_factory.mktemp("template")
-    directory.chmod(0o700)
-    made = make_harness(directory, demo=demo)
-    made.stop()
-    return directory / "taskpass.db"
+    return _template(tmp_path_factory.mktemp("demo-store"), demo=True)
 
 
 @pytest.fixture
-def h(tmp_path, template):
-    tmp_path.chmod(0o700)
-    made = make_harness(tmp_path, template=template)
+def h(place, template):
+    made = make_harness(place, template=template)
     yield made
     made.stop()
 
 
 @pytest.fixture
-def demo(tmp_path, demo_template):
-    tmp_path.chmod(0o700)
-    made = make_harness(tmp_path, template=demo_template)
+def demo(place, demo_template):
+    made = make_harness(place, template=demo_template)
     yield made
     made.stop()
