@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -371,27 +372,34 @@ def test_nobody_connects_after_the_end_and_the_backends_go(lease):
         connection.close()
 
 
+@contextlib.contextmanager
+def stopped(server):
+    """No process of the server runs. The postmaster is stopped first, so that no new one appears."""
+    stopped = [server.pid]
+    try:
+        os.kill(server.pid, signal.SIGSTOP)
+        with open(f"/proc/{server.pid}/task/{server.pid}/children", encoding="ascii") as file:
+            stopped += [int(pid) for pid in file.read().split()]
+        for pid in stopped[1:]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        yield
+    finally:
+        for pid in stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
 def test_an_end_works_while_the_server_is_stopped(lease, server):
     """The broker must be able to cut its side while the target does not answer at all."""
     connection = lease.connect()
-    children = [int(pid) for pid in _children(server.pid)]
-    for pid in (server.pid, *children):
-        os.kill(pid, 19)
-    try:
+    with stopped(server):
         began = time.monotonic()
         assert lease.end() == 1
         assert time.monotonic() - began < 0.5
         with pytest.raises(errors.AdminShutdown):
             connection.execute("SELECT 1")
-    finally:
-        for pid in (server.pid, *children):
-            os.kill(pid, 18)
     connection.close()
-
-
-def _children(pid):
-    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
-        return file.read().split()
 
 
 def test_a_backend_that_dies_in_the_middle_is_reported_by_the_server_itself(lease, database):
