@@ -138,13 +138,15 @@ class Closing:
         refused: Counter[Starting] = Counter()
         clean = 0
         while True:
-            clean = 0 if self._sweep(node, address) else clean + 1
+            listed = self._sweep(node, address)
             if pending:
                 self._fence(primary, node, address, pending, refused)
-                pending = {each for each in pending & _starting(node) if refused[each] < REFUSALS}
+            # Scans count from here on: a session that left the fence because it is listed now was in none of them.
+            clean = 0 if listed or pending else clean + 1
             self._tally.scans[address] = clean
-            if clean >= 2 and not pending:
+            if clean >= 2:
                 return
+            pending = {each for each in pending & _starting(node) if refused[each] < REFUSALS} if pending else pending
             self._wait("sessions of the account are still open")
 
     def _sweep(self, node: Connection, address: str) -> int:
