@@ -102,6 +102,8 @@ class Leases(RuleBasedStateMachine):
     def first_agent(self, quorum):
         self.h.policy.answer(Environment.STAGING, Outcome.NEEDS_APPROVAL, quorum=quorum, approvers=frozenset({"dba"}))
         self.start_run(1000)
+        self.agents[0].open_task(branch="a")
+        self.lease_from_start_to_use(DEV, 60)
 
     @precondition(lambda self: len(self.agents) < 4)
     @rule(uid=st.sampled_from([1000, 1001]))
@@ -139,6 +141,26 @@ class Leases(RuleBasedStateMachine):
                 for task in unit.tasks.list(state=TaskState.OPEN, run=agent.caller.run)
             ]
 
+    @rule(resource=RESOURCES, lifetime=st.sampled_from([20, 60, 900]))
+    def lease_from_start_to_use(self, resource, lifetime):
+        """The usual way, so that a model of a few steps gets somewhere."""
+        for agent, task in self._open_tasks()[:1]:
+            request = self.attempt(lambda a=agent, t=task: a.request(resource, lifetime=lifetime, task_id=t.id))
+            for human in (ANA, BEN, CARL):
+                if request and self.h.stored_request(request.id).state is RequestState.PENDING:
+                    self.attempt(partial(self.h.vote, human, request))
+            issued = self.attempt(lambda a=agent, r=request: a.issue(r)) if request else None
+            if issued:
+                with suppress(LoginRefused, TaskpassError):
+                    self.sessions.append((issued.lease, agent.connect(issued.lease)))
+
+    def something_is_open(self):
+        return any(lease.state not in ENDED for lease in self.h.leases())
+
+    def has_request(self, state):
+        return any(self.h.stored_request(request_id).state is state for _, request_id in self.requests)
+
+    @precondition(lambda self: self.has_request(RequestState.APPROVED))
     @rule(data=st.data(), how=st.integers(0, 3))
     def issue(self, data, how):
         for agent, request_id in self._some_requests(data, RequestState.APPROVED):
@@ -151,16 +173,19 @@ class Leases(RuleBasedStateMachine):
         found = [pair for pair in self.requests if self.h.stored_request(pair[1]).state is state]
         return [data.draw(st.sampled_from(found))] if found else []
 
+    @precondition(lambda self: self.has_request(RequestState.FULFILLED))
     @rule(data=st.data())
     def use_a_request_again(self, data):
         for agent, request_id in self._some_requests(data, RequestState.FULFILLED):
             assert self.attempt(lambda a=agent, r=request_id: a.issue(self.h.stored_request(r))) is None
 
+    @precondition(lambda self: self.has_request(RequestState.PENDING))
     @rule(data=st.data())
     def cancel(self, data):
         for agent, request_id in self._some_requests(data, RequestState.PENDING):
             self.attempt(lambda a=agent, r=request_id: cancel_request(self.h.broker, a.caller, r))
 
+    @precondition(something_is_open)
     @rule(data=st.data())
     def release(self, data):
         live = [lease for lease in self.h.leases() if lease.state is LeaseState.ACTIVE]
@@ -168,6 +193,7 @@ class Leases(RuleBasedStateMachine):
             lease, agent = data.draw(st.sampled_from(live)), data.draw(st.sampled_from(self.agents))
             self.attempt(lambda: release_lease(self.h.broker, agent.caller, lease.id))
 
+    @precondition(lambda self: any(session.alive for _, session in self.sessions))
     @rule()
     def rekey(self):
         """The agent gives its role a password of its own and connects with it."""
@@ -179,6 +205,7 @@ class Leases(RuleBasedStateMachine):
                     self.sessions.append((lease, server.login(lease.role, "mine now")))
                 return
 
+    @precondition(lambda self: self.sessions)
     @rule()
     def use_a_stolen_password(self):
         for lease, _ in self.sessions:
@@ -202,6 +229,7 @@ class Leases(RuleBasedStateMachine):
 
     # People.
 
+    @precondition(lambda self: self.has_request(RequestState.PENDING))
     @rule(data=st.data(), human=PEOPLE, yes=st.integers(0, 4), lifetime=st.sampled_from([None, 20]), less=st.booleans())
     def vote(self, data, human, yes, lifetime, less):
         for _, request_id in self._some_requests(data, RequestState.PENDING):
@@ -216,6 +244,7 @@ class Leases(RuleBasedStateMachine):
             wishes = {"keeps": keeps, "lifetime": lifetime and min(lifetime, request.lifetime)}
             self.attempt(partial(self.h.vote, human, request, verdict, **wishes))
 
+    @precondition(something_is_open)
     @rule(level=st.sampled_from(["all", "resource", "agent"]))
     def revoke(self, level):
         value = {"all": "", "resource": DEV, "agent": "claude-code"}[level]
@@ -241,6 +270,7 @@ class Leases(RuleBasedStateMachine):
     def time_passes(self, seconds):
         self.h.tick(seconds)
 
+    @precondition(something_is_open)
     @rule(seconds=st.sampled_from([-3600, -10, 10, 3600]))
     def clock_jumps(self, seconds):
         """The targets' own clocks do not jump with it."""
@@ -248,15 +278,30 @@ class Leases(RuleBasedStateMachine):
         for server in self.h.servers.values():
             server.skew -= seconds
 
+    @rule()
+    def somebody_sets_the_clock(self):
+        with self.h.store.inner.read() as unit:
+            behind = unit.installation.latest_seen - self.h.clock.now()
+        if behind > 0:
+            self.clock_jumps(behind / 1000 + 1)
+
+    @precondition(something_is_open)
     @rule(resource=RESOURCES, kind=st.sampled_from(["down", "unprovable", "block_all"]), on=st.booleans())
     def target_fails(self, resource, kind, on):
         setattr(self.h.servers[resource], kind, on)
 
-    @rule(code=st.sampled_from(["", "", "store_full", "store_locked"]))
-    def store_fails(self, code):
-        self.h.reserve = 0
+    @precondition(something_is_open)
+    @rule(code=st.sampled_from(["store_full", "store_locked"]), reserve=st.booleans())
+    def store_fails(self, code, reserve):
+        self.h.reserve = int(reserve)
         self.h.store.down = code
 
+    @precondition(lambda self: self.h.store.down)
+    @rule()
+    def store_is_mended(self):
+        self.h.store.down = ""
+
+    @precondition(something_is_open)
     @rule()
     def restart(self):
         self.h.store.down = ""
@@ -264,6 +309,7 @@ class Leases(RuleBasedStateMachine):
         for agent in self.agents:
             self.h.runs.served.add(agent.caller.run)
 
+    @precondition(something_is_open)
     @rule(resource=RESOURCES, change=st.sampled_from(["attach", "rename", "column", "table"]))
     def catalogue_changes(self, resource, change):
         server = self.h.servers[resource]
@@ -332,7 +378,7 @@ class Leases(RuleBasedStateMachine):
 
 TestLeases = Leases.TestCase
 TestLeases.settings = settings(
-    max_examples=40,
+    max_examples=30,
     stateful_step_count=30,
     deadline=None,
     derandomize=os.environ.get("CI") == "true",
