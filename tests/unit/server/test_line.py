@@ -10,6 +10,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import uvloop
 
 from taskpass.core.errors import Denied, NotAuthenticated
 from taskpass.core.separation import Separation
@@ -31,9 +32,9 @@ class FakePeer:
         self.closed.set()
 
 
-@pytest.fixture
-def servers():
-    loop = asyncio.new_event_loop()
+@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+def servers(request):
+    loop = request.param()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     with ThreadPoolExecutor(4) as executor:
