@@ -338,6 +338,7 @@ def test_without_a_run_of_the_brokers_the_same_sandbox_is_none(place):
         bound = Separation.NONE if place.kind == "root" else Separation.SANDBOX
         assert probe(agent, place.account, run_bound=True, **known) is bound
         assert probe(agent, place.account, run_bound=False, **known) is Separation.NONE
+        assert probe(agent, place.account, run_bound=True, others=(place.home,), **known) is Separation.NONE
         agent.close()
 
 

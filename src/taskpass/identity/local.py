@@ -100,11 +100,15 @@ class RunBinding:
 
 @dataclass(frozen=True, slots=True)
 class LocalAttestor:
-    """Attests peers for a broker with ``broker_uid`` and ``broker_directory`` (resolved)."""
+    """Attests peers for a broker with ``broker_uid`` and ``broker_directory``.
+
+    ``others``: further directories that a sandbox must hide, such as the store's. All paths are resolved.
+    """
 
     broker_directory: Path
     allow_root: bool = False
     broker_uid: int = field(default_factory=os.getuid)
+    others: tuple[Path, ...] = ()
 
     def outside(self, connection: socket.socket) -> LocalPeer:
         """A caller on ``line.sock``, outside any run."""
@@ -148,6 +152,7 @@ class LocalAttestor:
             broker_directory=self.broker_directory,
             broker_uid=self.broker_uid,
             run_bound=run is not None,
+            others=self.others,
         )
         namespace = namespaces.namespace_of(process)
         if not process.alive():

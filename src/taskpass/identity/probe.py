@@ -21,11 +21,20 @@ _MOUNTINFO_BYTES = 4 * 1024 * 1024
 _PLAIN_DIRECTORY = os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-def probe(process: Process, uid: int, *, broker_directory: Path, broker_uid: int, run_bound: bool) -> Separation:
+def probe(
+    process: Process,
+    uid: int,
+    *,
+    broker_directory: Path,
+    broker_uid: int,
+    run_bound: bool,
+    others: tuple[Path, ...] = (),
+) -> Separation:
     """The separation of the held ``process``, whose peer uid is ``uid``, from the broker.
 
     ``run_bound``: the process is inside the pid namespace of a run which this broker prepared and whose first contact
-    came from below the launcher that asked for it. ``broker_directory`` must be resolved.
+    came from below the launcher that asked for it. ``broker_directory`` must be resolved; ``others`` are further
+    directories that a sandbox must hide, such as the store's where it lies elsewhere.
 
     UID needs another, unprivileged uid and a broker's directory that is closed to it. SANDBOX needs a bound run, other
     pid and mount namespaces, a user namespace of its own if the uid is the same, the broker's directory reachable by no
@@ -34,7 +43,7 @@ def probe(process: Process, uid: int, *, broker_directory: Path, broker_uid: int
     try:
         if _kept_apart_by_uid(process, uid, broker_directory, broker_uid):
             return Separation.UID
-        if run_bound and _in_sandbox(process, uid, broker_directory, broker_uid):
+        if run_bound and _in_sandbox(process, uid, (broker_directory, *others), broker_uid):
             return Separation.SANDBOX
     except (OSError, ValueError, LookupError, StopIteration):
         pass
@@ -63,7 +72,7 @@ def _holds_capabilities(process: Process) -> bool:
         return True
 
 
-def _in_sandbox(process: Process, uid: int, broker_directory: Path, broker_uid: int) -> bool:
+def _in_sandbox(process: Process, uid: int, hidden: tuple[Path, ...], broker_uid: int) -> bool:
     if process.namespace("pid") == own_namespace("pid") or process.namespace("mnt") == own_namespace("mnt"):
         return False
     if uid in (0, broker_uid) and process.namespace("user") == own_namespace("user"):
@@ -71,7 +80,8 @@ def _in_sandbox(process: Process, uid: int, broker_directory: Path, broker_uid: 
     root = process.open("root", os.O_PATH | os.O_DIRECTORY)
     try:
         mounts = list(_mounts(process.read("mountinfo", _MOUNTINFO_BYTES)))
-        return not _sees_directory(root, mounts, broker_directory) and not _sees_broker_in_proc(root, mounts)
+        seen = any(_sees_directory(root, mounts, directory) for directory in hidden)
+        return not seen and not _sees_broker_in_proc(root, mounts)
     finally:
         os.close(root)
 

@@ -30,6 +30,7 @@ MAX_LINE = 1024 * 1024
 """Bytes of a request or an answer, without the newline."""
 
 _IN_FLIGHT = 16
+_AT_ONCE = 16
 _CONNECTIONS = 256
 _SEND_SECONDS = 60
 """A client that does not read its answers is cut off after this."""
@@ -49,7 +50,8 @@ class Line:
     """One socket to serve. ``attest`` raises ``NotAuthenticated``; ``handler`` raises ``TaskpassError``.
 
     ``uid``: owner of the socket file (default: ours). ``idle``: seconds without a request after which a connection is
-    closed. Both functions run in the executor's threads, several at once.
+    closed. Both functions run in the executor's threads; of ``handler`` at most ``at_once`` calls for this socket, so
+    that one run which waits in every call leaves threads to the others.
     """
 
     path: Path
@@ -60,6 +62,7 @@ class Line:
     max_line: int = MAX_LINE
     idle: float = 600.0
     connections: int = _CONNECTIONS
+    at_once: int = _AT_ONCE
 
 
 @dataclass(slots=True)
@@ -119,6 +122,7 @@ class LineServers:
         self._served[line.path] = _Served(line, listener, accepting)
 
     async def _accept(self, line: Line, listener: socket.socket) -> None:
+        places = asyncio.Semaphore(line.at_once)
         while True:
             try:
                 connection, _ = await self._loop.sock_accept(listener)
@@ -130,7 +134,7 @@ class LineServers:
             if len(served.talking) >= line.connections:
                 connection.close()
                 continue
-            task = self._loop.create_task(_talk(line, connection, self._executor))
+            task = self._loop.create_task(_talk(line, connection, self._executor, places))
             served.talking.add(task)
             task.add_done_callback(served.talking.discard)
 
@@ -145,7 +149,7 @@ async def serve_line(line: Line, executor: Executor) -> None:
         await servers.close()
 
 
-async def _talk(line: Line, connection: socket.socket, executor: Executor) -> None:
+async def _talk(line: Line, connection: socket.socket, executor: Executor, places: asyncio.Semaphore) -> None:
     """One connection from attestation to its end; never raises but when cancelled."""
     loop = asyncio.get_running_loop()
     peer: Peer | None = None
@@ -157,7 +161,7 @@ async def _talk(line: Line, connection: socket.socket, executor: Executor) -> No
         if isinstance(attested, TaskpassError):
             await _send(writer, _failure(None, attested), line.max_line)
         else:
-            await _Conversation(line, reader, writer, attested, executor).run()
+            await _Conversation(line, reader, writer, attested, executor, places).run()
     except (OSError, TimeoutError):
         pass
     finally:
@@ -187,6 +191,7 @@ class _Conversation:
     writer: asyncio.StreamWriter
     peer: Peer
     executor: Executor
+    places: asyncio.Semaphore
 
     async def run(self) -> None:
         answers: asyncio.Queue[asyncio.Future[Params] | None] = asyncio.Queue(_IN_FLIGHT)
@@ -209,7 +214,7 @@ class _Conversation:
                 number, method, params = parse_request(text)
                 if not self.peer.alive():
                     raise _peer_gone()
-                await answers.put(loop.run_in_executor(self.executor, self._handle, number, method, params))
+                await answers.put(await self._started(number, method, params))
         except TaskpassError as error:
             last: asyncio.Future[Params] = loop.create_future()
             last.set_result(_failure(None, error))
@@ -217,6 +222,14 @@ class _Conversation:
         except OSError:
             pass
         await answers.put(None)
+
+    async def _started(self, number: int, method: str, params: Params) -> asyncio.Future[Params]:
+        """Start one call when there is a place for it. The place is free again when its *thread* is."""
+        loop = asyncio.get_running_loop()
+        await self.places.acquire()
+        call = self.executor.submit(self._handle, number, method, params)
+        call.add_done_callback(lambda _: _in_loop(loop, self.places.release))
+        return asyncio.wrap_future(call, loop=loop)
 
     async def _read_line(self) -> bytes | None:
         """The next request without its newline; None at the end, after idling, or for a broken last line."""
@@ -239,12 +252,20 @@ class _Conversation:
             await _send(self.writer, text, self.line.max_line)
 
     def _handle(self, number: int, method: str, params: Params) -> Params:
+        if not self.peer.alive():
+            return _failure(number, _peer_gone())  # It may have ended while the call waited for its place.
         try:
             return {"id": number, "result": self.line.handler(method, params, self.peer)}
         except TaskpassError as error:
             return _failure(number, error)
         except Exception as error:  # noqa: BLE001 - a defect in one request must not end the server.
             return _failure(number, _internal(method, error))
+
+
+def _in_loop(loop: asyncio.AbstractEventLoop, function: Callable[[], None]) -> None:
+    """Call ``function`` in ``loop``, unless that has ended."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(function)
 
 
 def parse_request(text: bytes) -> tuple[int, str, Params]:

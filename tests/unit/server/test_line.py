@@ -250,6 +250,30 @@ def test_more_connections_than_allowed_are_closed_and_a_freed_place_serves_again
         assert third.call("a")["id"] == 1
 
 
+def test_one_socket_that_waits_in_every_call_leaves_threads_to_the_others(servers, path):
+    """Four threads in all: two may wait for the first socket, also for callers that have hung up meanwhile."""
+    go_on, waiting = threading.Event(), threading.Semaphore(0)
+
+    def wait(*_):
+        waiting.release()
+        go_on.wait(10)
+        return {}
+
+    servers.add(Line(path, wait, lambda _: FakePeer(), at_once=2))
+    servers.add(Line(path.parent / "t", echo, lambda _: FakePeer()))
+    flood = b"".join(b'{"id":%d,"method":"a","params":{}}\n' % number for number in range(8))
+    with Talk(path) as first:
+        first.send(flood)
+        assert waiting.acquire(timeout=5)
+        assert waiting.acquire(timeout=5)
+    with Talk(path) as second, Talk(path.parent / "t") as other:
+        second.send(flood)
+        assert other.call("a")["id"] == 1
+        assert not waiting.acquire(timeout=0.05)
+        go_on.set()
+        assert [second.answer()["id"] for _ in range(8)] == list(range(8))
+
+
 def test_removing_a_socket_cuts_its_connections_and_leaves_the_others(servers, path):
     other = path.parent / "t"
     servers.add(Line(path, echo, lambda _: FakePeer()))
