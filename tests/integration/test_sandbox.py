@@ -520,7 +520,7 @@ def test_everything_ends_when_the_launcher_is_killed(place, victim):
     with place.start(python(), "-c", DAEMON + "time.sleep(1000)") as process:
         assert process.stdout.readline() == "daemon\n"
         inode = place.inode()
-        assert len(members(inode)) == 3
+        until(lambda: len(members(inode)) == 3)
         init = find_init(inode)
         launcher = int((place.base / "launcher").read_text())
         between = int(Path(f"/proc/{init.pid}/status").read_text().split("PPid:")[1].split()[0])
