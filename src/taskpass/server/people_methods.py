@@ -7,7 +7,8 @@ deciding person's key over the exact rights. Taking back needs no signature: it 
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 from taskpass import __version__
 from taskpass.broker.complete_task import complete_task
@@ -30,6 +31,11 @@ from taskpass.identity.base import Caller, Peer
 from taskpass.server.changed import Changed
 from taskpass.server.params import Params
 from taskpass.server.views import card, lease_view, request_view, task_view, vote_view
+
+MAX_LISTED = 500
+"""Rows in one answer, which has to fit in one line; it says whether there are more."""
+
+_KEEP = {"oid", "columns", "verbs"}
 
 Method = Callable[[Params, Peer], dict[str, object]]
 
@@ -94,8 +100,8 @@ class PeopleMethods:
         state = params.optional_text("state")
         params.done()
         with self._broker.store.read() as unit:
-            found = unit.requests.list(state=_state(state))
-        return {"requests": [request_view(request) for request in found]}
+            found = unit.requests.list(state=_state(state), limit=MAX_LISTED + 1)
+        return {"requests": [request_view(request) for request in found[:MAX_LISTED]], "more": _more(found)}
 
     def _show_request(self, params: Params, peer: Peer) -> dict[str, object]:
         request_id = RequestId(parse_id("req", params.text("request")))
@@ -157,7 +163,8 @@ class PeopleMethods:
         every = params.flag("all")
         params.done()
         with self._broker.store.read() as unit:
-            return {"tasks": [task_view(x) for x in unit.tasks.list(state=None if every else TaskState.OPEN)]}
+            found = unit.tasks.list(state=None if every else TaskState.OPEN, limit=MAX_LISTED + 1)
+        return {"tasks": [task_view(x) for x in found[:MAX_LISTED]], "more": _more(found)}
 
     def _show_task(self, params: Params, peer: Peer) -> dict[str, object]:
         task_id = TaskId(parse_id("tsk", params.text("task")))
@@ -166,8 +173,8 @@ class PeopleMethods:
             task = unit.tasks.get(task_id)
             return {
                 **task_view(task),
-                "requests": [request_view(item) for item in unit.requests.list(task=task_id)],
-                "leases": [lease_view(item, people=True) for item in unit.leases.list(task=task_id)],
+                "requests": [request_view(item) for item in unit.requests.list(task=task_id, limit=MAX_LISTED)],
+                "leases": [lease_view(item, people=True) for item in unit.leases.list(task=task_id, limit=MAX_LISTED)],
             }
 
     def _complete_task(self, params: Params, peer: Peer) -> dict[str, object]:
@@ -180,8 +187,10 @@ class PeopleMethods:
         every, debt = params.flag("all"), params.flag("debt")
         params.done()
         with self._broker.store.read() as unit:
-            found = unit.leases.list(states=None if every else UNENDED)
-        return {"leases": [lease_view(x, people=True) for x in (unproven(found) if debt else found)]}
+            limit = MAX_LISTED + 1 if every and not debt else None
+            found = unit.leases.list(states=None if every and not debt else UNENDED, limit=limit)
+        found = unproven(found) if debt else found
+        return {"leases": [lease_view(x, people=True) for x in found[:MAX_LISTED]], "more": _more(found)}
 
     def _show_lease(self, params: Params, peer: Peer) -> dict[str, object]:
         lease_id = LeaseId(parse_id("lse", params.text("lease")))
@@ -252,6 +261,11 @@ class PeopleMethods:
         }
 
 
+def _more(found: Sequence[object]) -> bool:
+    """Whether a list was cut, so that nobody takes a part for the whole."""
+    return len(found) > MAX_LISTED
+
+
 def _state(text: str | None) -> RequestState | None:
     if text is None:
         return None
@@ -261,7 +275,11 @@ def _state(text: str | None) -> RequestState | None:
 
 
 def _keep(item: dict[str, object]) -> Keep:
+    columns, verbs = item.get("columns"), item.get("verbs")
+    whole = type(item.get("oid")) is int and isinstance(columns, list) and isinstance(verbs, list)
     try:
-        return Keep.from_json(item)
-    except (KeyError, TypeError, ValueError):
-        raise InvalidInput("a narrowing names oid, columns and verbs of each object that stays") from None
+        if item.keys() == _KEEP and whole and all(type(number) is int for number in cast("list[object]", columns)):
+            return Keep.from_json(item)
+    except (TypeError, ValueError):
+        pass
+    raise InvalidInput("a narrowing names oid, columns and verbs of each object that stays, and nothing else")

@@ -102,7 +102,7 @@ def lease_view(lease: Lease, endpoint: Endpoint | None = None, *, people: bool =
         "reason": lease.reason,
     }
     if lease.state in (LeaseState.CLOSED, LeaseState.CLEANED):
-        view["proof"] = lease.proof
+        view["proof"] = dict(lease.proof) if people else _proof_for_agents(lease)
     if endpoint:
         view["endpoint"] = endpoint.to_json()
     if people:
@@ -116,6 +116,13 @@ def lease_view(lease: Lease, endpoint: Endpoint | None = None, *, people: bool =
             "incidents": lease.incidents,
         }
     return view
+
+
+def _proof_for_agents(lease: Lease) -> dict[str, object]:
+    """Without the addresses of nodes, and without the person who wrote a lease off."""
+    shown = {name: lease.proof[name] for name in ("answer", "ended", "absent", "took_ms") if name in lease.proof}
+    nodes = lease.proof.get("nodes")
+    return {**shown, "nodes": len(nodes)} if isinstance(nodes, dict) else shown  # pyright: ignore[reportUnknownArgumentType]
 
 
 def card(request: AccessRequest, task: Task, estimates: dict[int, int]) -> dict[str, object]:
