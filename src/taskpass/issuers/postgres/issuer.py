@@ -283,5 +283,5 @@ def _again(effect: Callable[[], T]) -> T:
         except TargetUnavailable as error:
             if attempt == ATTEMPTS - 1 or error.code != MET_ANOTHER:
                 raise
-            time.sleep(0.002 * (attempt + 1))
+            time.sleep(0.005 * (attempt + 1))
     raise TargetUnavailable("the database did not do it now")

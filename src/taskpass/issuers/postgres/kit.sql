@@ -598,8 +598,7 @@ BEGIN
             IF blocked IS NULL THEN
                 EXECUTE format('DROP ROLE %I', lease_role);
             END IF;
-        EXCEPTION WHEN dependent_objects_still_exist OR object_in_use OR lock_not_available OR insufficient_privilege
-                    OR internal_error THEN
+        EXCEPTION WHEN dependent_objects_still_exist OR object_in_use OR lock_not_available OR insufficient_privilege THEN
             blocked := left(replace(SQLERRM, chr(10), ' '), 200);
         END;
         IF blocked IS NOT NULL THEN
