@@ -314,6 +314,37 @@ def test_a_target_without_tls_is_refused_where_tls_is_demanded(bench):
     listener.close()
 
 
+def test_bytes_that_come_with_the_answer_to_tls_are_not_taken_for_protected_ones(bench):
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(PATIENCE)
+
+    def serve():
+        connection, _ = listener.accept()
+        with connection:
+            first_packet(connection)
+            connection.sendall(b"S" + SESSION)
+            assert connection.recv(100) == b"", "a handshake began"
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    endpoint = bench.endpoints.open(bench.order(f"127.0.0.1:{listener.getsockname()[1]}/orders", ca="system"))
+    assert bench.client(endpoint).refusal().sqlstate == "08004"
+    bench.endpoints.close(LEASE, message="over")
+    thread.join(PATIENCE)
+    listener.close()
+
+
+def test_a_local_name_that_leads_to_another_machine_is_not_followed(monkeypatch):
+    bench = Bench()
+    elsewhere = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("192.0.2.1", 5432))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: [elsewhere])
+    endpoint = bench.endpoints.open(bench.order("localhost:5432/orders"))
+    error = bench.client(endpoint).refusal()
+    assert (error.sqlstate, "leads to another machine" in error.untrusted_message) == ("08004", True)
+    bench.endpoints.close(LEASE, message="over")
+    bench.stop()
+
+
 # ---- limits and deadlines --------------------------------------------------------------------------------------------
 
 
