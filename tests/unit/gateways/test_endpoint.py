@@ -12,7 +12,15 @@ import time
 import pytest
 import uvloop
 
-from taskpass.core.errors import ConfigInvalid, Conflict, Internal, InvalidInput, NotAuthenticated, TargetUnfit
+from taskpass.core.errors import (
+    ConfigInvalid,
+    Conflict,
+    Internal,
+    InvalidInput,
+    NotAuthenticated,
+    NotFound,
+    TargetUnfit,
+)
 from taskpass.core.ids import LeaseId
 from taskpass.core.lease import Target
 from taskpass.core.separation import Environment
@@ -200,6 +208,20 @@ def test_a_peer_that_is_not_of_the_run_is_told_so_before_the_target_is_touched()
         assert bench._targets[0].accepted == []
     finally:
         bench.stop()
+
+
+@pytest.mark.parametrize("error", [NotFound("the run is gone"), RuntimeError("a defect")])
+def test_a_peer_that_cannot_be_judged_is_not_served(error):
+    def check_peer(_connection, _order):
+        raise error
+
+    bench = Bench(check_peer=check_peer)
+    client = bench.client(bench.open(echo), start=False)
+    assert [received.kind for received in client.messages()] == [b"E"] * isinstance(error, NotFound)
+    assert bench.endpoints.close(LEASE, message="over") == 0
+    assert [context["exception"] for context in bench.thread.complaints] == [error] * isinstance(error, RuntimeError)
+    bench.thread.complaints.clear()
+    bench.stop()
 
 
 @pytest.mark.parametrize(
@@ -449,6 +471,16 @@ def test_a_client_that_ignores_the_end_is_cut_a_moment_later(bench):
     began = time.monotonic()
     assert len(client.messages()) == 1
     assert time.monotonic() - began < LINGER_SECONDS + 1
+
+
+def test_at_the_end_of_the_process_every_client_is_told(bench):
+    endpoints = [bench.open(echo, LeaseId(f"lse_{number}")) for number in range(3)]
+    clients = [bench.client(endpoint) for endpoint in endpoints]
+    for client in clients:
+        client.ready()
+    assert bench.endpoints.close_all(message="the broker stops") == 3
+    assert [end_of(client)[0].sqlstate for client in clients] == ["57P01"] * 3
+    assert not any(os.path.exists(endpoint.host) for endpoint in endpoints)
 
 
 def test_nobody_connects_after_the_end(bench):

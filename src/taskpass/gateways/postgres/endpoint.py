@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from taskpass.core.clock import Entropy
-from taskpass.core.errors import Conflict, Internal, NotAuthenticated
+from taskpass.core.errors import Conflict, Internal, TaskpassError
 from taskpass.core.ids import LeaseId
 from taskpass.gateways.base import Endpoint, EndpointOrder
 from taskpass.gateways.postgres.place import PORT, Place, make_place
@@ -59,6 +59,10 @@ class PostgresEndpoints:
     def close(self, lease: LeaseId, *, message: str) -> int:
         return self._call(self._close_here(lease, message))
 
+    def close_all(self, *, message: str) -> int:
+        """For the end of the process: every client is told, and no directory is left behind. Not part of the port."""
+        return self._call(self._close_all_here(message))
+
     def connections(self, lease: LeaseId) -> int:
         """Client connections that are open or starting; 0 for an unknown lease."""
         return self._call(self._connections_here(lease))
@@ -83,6 +87,9 @@ class PostgresEndpoints:
         ended = await listener.close(message)
         _log.info("endpoint_closed lease=%s connections=%d", lease, ended)
         return ended
+
+    async def _close_all_here(self, message: str) -> int:
+        return sum(await asyncio.gather(*(self._close_here(lease, message) for lease in list(self._open))))
 
     async def _connections_here(self, lease: LeaseId) -> int:
         listener = self._open.get(lease)
@@ -156,7 +163,11 @@ class _Listener:
             self._loop.call_later(_ACCEPT_AGAIN_SECONDS, self._listen)
             return
         connection.setblocking(False)
-        refusal = self._refusal(connection)
+        try:
+            refusal = self._refusal(connection)
+        except BaseException:
+            connection.close()
+            raise
         if refusal is not None:
             _say_and_close(connection, refusal)
             return
@@ -170,7 +181,7 @@ class _Listener:
             return refuse("53300", "too many connections to this endpoint")
         try:
             self._check_peer(connection, self._order)
-        except NotAuthenticated as error:
+        except TaskpassError as error:
             _log.warning("peer_refused lease=%s code=%s", self._order.lease, error.code)
             return refuse("28000", f"this endpoint belongs to another task: {error.message}")
         return None
