@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
@@ -20,6 +21,7 @@ from cryptography.x509.oid import NameOID
 from taskpass.core.errors import NotProven, TargetUnavailable
 from taskpass.issuers.base import Severity
 from taskpass.issuers.postgres import close, scram
+from taskpass.issuers.postgres.connection import AT_ONCE
 from taskpass.issuers.postgres.probe import Place, attempt
 from taskpass.testing.postgres import EmbeddedServer, available
 from tests.conftest import Database
@@ -216,6 +218,25 @@ def test_without_the_fence_such_a_session_survives(broker, slow_start, monkeypat
     assert taken.answer == "AuthenticationOk,28000"
     assert client["answer"] == (made.role,)
     assert broker.issuer.sweep(made.role) == 1, "the late sweep reports it"
+
+
+def test_taking_back_does_not_wait_for_issuing(broker):
+    """Twelve issues that wait for a table fill all connections that issuing has."""
+    made = broker.live()
+    orders = [broker.order() for _ in range(12)]
+    with (
+        ThreadPoolExecutor(max_workers=12) as pool,
+        broker.database.server.connect(broker.database.name, autocommit=False) as holder,
+    ):
+        holder.execute("LOCK TABLE shop.orders IN ACCESS EXCLUSIVE MODE")
+        issues = [pool.submit(broker.issuer.create, each.order) for each in orders]
+        query = "SELECT count(*) FROM pg_stat_activity WHERE usename = %s AND wait_event_type = 'Lock'"
+        until(lambda: broker.database.fetch(query, broker.login)[0][0] == AT_ONCE)
+        taken = shut(broker, made)
+        assert not any(issue.done() for issue in issues)
+        holder.rollback()
+        assert [issue.result() for issue in issues] == [None] * 12
+    assert taken.took_ms < 1500
 
 
 def test_half_open_connections_of_others_do_not_hold_the_closing_up(broker):

@@ -256,15 +256,10 @@ class Closing:
 
     def _absent(self, primary: Connection, oid: int) -> Taken:
         """Nothing by that name. If it was dropped by other hands, sessions under its number must be gone as well."""
-        for address in (self._target.address, *self._target.nodes):
+        self._absent_on(primary, oid, self._target.address)
+        for address in self._target.nodes:
             with self._connections.use(address) as node:
-                if self._sweep(node, address) or self._sweep(node, address):
-                    raise NotProven(
-                        "somebody dropped the account while it had sessions, which only a superuser can end now",
-                        hint=f"a superuser must end the sessions whose usesysid is {oid}",
-                        code="dropped_with_sessions",
-                    )
-                self._tally.scans[address] = 2
+                self._absent_on(node, oid, address)
         if oid and self._prepared(primary, oid):
             raise NotProven(
                 "somebody dropped the account while it had a prepared transaction",
@@ -273,6 +268,15 @@ class Closing:
             )
         self._seal(primary)
         return self._taken(ABSENT, absent=True)
+
+    def _absent_on(self, node: Connection, oid: int, address: str) -> None:
+        if self._sweep(node, address) or self._sweep(node, address):
+            raise NotProven(
+                "somebody dropped the account while it had sessions, which only a superuser can end now",
+                hint=f"a superuser must end the sessions whose usesysid is {oid}",
+                code="dropped_with_sessions",
+            )
+        self._tally.scans[address] = 2
 
     def _taken(self, answer: str, *, absent: bool = False) -> Taken:
         tally = self._tally

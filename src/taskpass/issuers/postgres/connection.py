@@ -24,6 +24,11 @@ Connection = psycopg.Connection[Any]
 KEPT = 4
 """Idle connections that are kept per node."""
 
+AT_ONCE = 8
+"""Connections per node. An issuer has two sets, one of them for taking back, and the kit allows a broker 20."""
+
+_TURN_SECONDS = 20.0
+
 _CONNECT_SECONDS = 5
 _SETTINGS = (
     "-c search_path=pg_catalog -c statement_timeout=15s -c lock_timeout=5s"
@@ -47,17 +52,30 @@ class Connections:
         self._login = login
         self._lock = threading.Lock()
         self._idle: dict[str, list[Connection]] = {}
+        self._turns = {node: threading.BoundedSemaphore(AT_ONCE) for node in (target.address, *target.nodes)}
 
     @contextlib.contextmanager
     def use(self, address: str | None = None) -> Generator[Connection]:
-        """A connection in autocommit mode. After any error it is not used again, so nothing of it can leak."""
+        """A connection in autocommit mode; at most one per node and thread at a time.
+
+        After any error it is not used again, so nothing of what was done on it can leak into another use.
+        """
         node = address or self._target.address
-        connection = self._take(node) or self._connect(node)
+        turn = self._turns[node]
+        if not turn.acquire(timeout=_TURN_SECONDS):
+            raise TargetUnavailable(f"too much is done in {self._target.resource} at once", hint="try again")
         try:
-            yield connection
-        except BaseException:
-            connection.close()
-            raise
+            connection = self._take(node) or self._connect(node)
+            try:
+                yield connection
+            except BaseException:
+                connection.close()
+                raise
+            self._give_back(node, connection)
+        finally:
+            turn.release()
+
+    def _give_back(self, node: str, connection: Connection) -> None:
         with self._lock:
             idle = self._idle.setdefault(node, [])
             if len(idle) < KEPT and not connection.closed:

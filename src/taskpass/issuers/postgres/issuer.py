@@ -54,7 +54,10 @@ class PostgresIssuer:
         self._installation = installation
         self._clock = clock
         self._entropy = entropy
-        self._connections = Connections(target, BrokerLogin(kit.broker_login(installation), password))
+        login = BrokerLogin(kit.broker_login(installation), password)
+        self._connections = Connections(target, login)
+        # Of their own, so that taking back never waits until issuing has finished.
+        self._closing = Connections(target, login)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -164,13 +167,13 @@ class PostgresIssuer:
     # ---- taking back ----
 
     def close(self, role: RoleName, *, audit_head: str) -> Taken:
-        return Closing(self._connections, self._target, self._entropy, self._own(role), role, audit_head).run()
+        return Closing(self._closing, self._target, self._entropy, self._own(role), role, audit_head).run()
 
     def sweep(self, role: RoleName) -> int:
         lease = self._own(role)
         ended = 0
         for address in (self._target.address, *self._target.nodes):
-            with self._connections.use(address) as connection, driver_errors("ending sessions"):
+            with self._closing.use(address) as connection, driver_errors("ending sessions"):
                 row = connection.execute("SELECT cardinality(taskpass.sweep(%s))", [lease]).fetchone()
                 ended += row[0] if row else 0
         return ended
@@ -179,7 +182,7 @@ class PostgresIssuer:
         lease = self._own(role)
 
         def once() -> bool:
-            with self._connections.use() as connection, driver_errors("removing the account"):
+            with self._closing.use() as connection, driver_errors("removing the account"):
                 row = connection.execute("SELECT cleaned FROM taskpass.clean(%s)", [lease]).fetchone()
                 return row == (True,)
 
@@ -187,6 +190,7 @@ class PostgresIssuer:
 
     def close_connections(self) -> None:
         self._connections.close()
+        self._closing.close()
 
     # ---- helpers ----
 
