@@ -424,3 +424,15 @@ def test_the_credential_works_for_nobody_who_does_not_hold_it(h):
     lease = agent.lease()
     with pytest.raises(LoginRefused):
         h.servers[DEV].login(lease.role, "a guess")
+
+
+def test_what_was_permitted_in_an_earlier_epoch_is_not_issued_in_a_later_one(h):
+    agent = h.agent()
+    agent.open_task()
+    request = agent.request()
+    with h.store.inner.write() as unit:
+        unit.raise_epoch(0)
+    with pytest.raises(Conflict) as refused:
+        agent.issue(request)
+    assert refused.value.code == "request_void"
+    assert h.leases() == []

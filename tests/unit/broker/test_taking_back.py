@@ -406,6 +406,16 @@ class TestExpiry:
         lease = agent.issue(request).lease
         assert server.roles[lease.role].valid_until <= end
 
+    def test_time_that_making_a_lease_takes_is_taken_from_its_life(self, h):
+        agent = h.agent()
+        agent.open_task()
+        request = agent.request(lifetime=60)
+        end = h.clock.now() + 60_000
+        server = h.servers[DEV]
+        server.after = lambda call: h.clock.forward(40) if call == "create" else None
+        lease = agent.issue(request).lease
+        assert server.roles[lease.role].valid_until <= end
+
 
 class TestRenewal:
     def test_goes_on_inside_a_run_while_policy_permits_and_each_time_is_recorded(self, h):
