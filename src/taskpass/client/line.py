@@ -130,8 +130,10 @@ class LineClient:
 
 def _closed_by_server(connection: socket.socket) -> bool:
     """Whether the broker has closed a connection that was idle for long, so that a call on it could not arrive."""
+    # With a timeout set, Python itself would wait for data, whatever the flags say; each use sets its own timeout.
+    connection.setblocking(False)
     try:
-        return connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        return connection.recv(1, socket.MSG_PEEK) == b""
     except BlockingIOError:
         return False
     except OSError:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -163,6 +164,25 @@ def test_a_connection_that_the_broker_closed_while_idle_is_made_anew(path):
             pass
         assert client.call("end_run") == {}
     assert len(broker.received) == 2
+
+
+def test_a_second_call_on_an_open_connection_waits_for_nothing(path):
+    ours, theirs = socket.socketpair()
+    with ours, theirs, LineClient(path) as client:
+        client._socket = ours
+
+        def answer():
+            for number in (1, 2):
+                theirs.recv(65536)
+                theirs.sendall(b'{"id":%d,"result":{}}\n' % number)
+
+        served = threading.Thread(target=answer)
+        served.start()
+        client.call("status", timeout=30)
+        started = time.monotonic()
+        client.call("status", timeout=30)
+        served.join(5)
+        assert time.monotonic() - started < 10
 
 
 def test_a_path_that_is_too_long_is_said_so(tmp_path):
