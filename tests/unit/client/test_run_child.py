@@ -69,12 +69,19 @@ def test_a_signal_sent_to_us_reaches_the_child(name):
 
 
 def test_a_key_on_the_terminal_reaches_the_child_once_and_the_terminal_is_its_own():
-    script = "trap 'echo got' INT; [ -t 0 ] && echo ready; read line; echo end $line"
+    script = """
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+print('terminal', os.isatty(0), os.isatty(1), flush=True)
+if signal.sigtimedwait([signal.SIGINT], 10): print('got', flush=True)
+while signal.sigtimedwait([signal.SIGINT], 0.3): print('got', flush=True)
+print('end', input(), flush=True)
+"""
     pid, terminal = pty.fork()
     if pid == 0:
-        command = wrapper("bash", "-c", script)
+        command = wrapper(sys.executable, "-c", script)
         os.execv(command[0], command)
-    seen = read_until(terminal, b"", b"ready")
+    seen = read_until(terminal, b"", b"terminal True True")
     os.write(terminal, b"\x03")
     seen = read_until(terminal, seen, b"got")
     os.write(terminal, b"x\n")
