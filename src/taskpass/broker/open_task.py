@@ -10,10 +10,10 @@ from taskpass.core.errors import Conflict, Denied, NotAuthenticated, NotFound
 from taskpass.core.ids import HumanId, RunId, TaskId
 from taskpass.core.provenance import Fact, Provenance
 from taskpass.core.separation import Separation
+from taskpass.core.spiffe import agent_id, tool_name
 from taskpass.core.task import Principal, Task, TaskState
 from taskpass.core.text import accept
 from taskpass.identity.base import Caller
-from taskpass.identity.spiffe import agent_id
 from taskpass.store.base import Run, Unit
 
 MAX_DEPTH = 4
@@ -25,10 +25,13 @@ MAX_OPEN = 64
 TASK_SECONDS = ABSOLUTE_MAX_TTL
 
 
-def open_task(broker: Broker, caller: Caller, *, repository: str, branch: str, ticket: str) -> Task:
+def open_task(
+    broker: Broker, caller: Caller, *, repository: str, branch: str, ticket: str, child: str | None = None
+) -> Task:
     """The caller's task for these job facts; opened if there is none, else the open one.
 
-    What the caller says about repository, branch and ticket is *claimed*; nothing here makes it more. Inside a run the
+    ``child`` names a sub-agent that is a process of its own: inside a run it always opens a new task with an identity
+    of its own, under the run's task, with which it ends. The name is claimed. What the caller says about repository, branch and ticket is *claimed*; nothing here makes it more. Inside a run the
     first task is the run's own and any further one its child; outside any run there is one unattached task per sponsor,
     machine and repository, so that leaving the process tree brings no fresh limits (threats.md, item 19).
     """
@@ -36,18 +39,25 @@ def open_task(broker: Broker, caller: Caller, *, repository: str, branch: str, t
         Fact(accept(text, what=what, empty=True), Provenance.CLAIMED)
         for text, what in ((repository, "the repository"), (branch, "the branch"), (ticket, "the ticket"))
     )
+    if child is not None and caller.run is None:
+        raise Conflict(
+            "only inside a run does a sub-agent get a task of its own", hint="use taskpass run", code="no_run"
+        )
     with broker.store.write() as unit:
         now = broker.now(unit)
-        find_or_add = _inside_run if caller.run else _unattached
-        return find_or_add(broker, unit, caller, facts, now)
+        if caller.run:
+            return _inside_run(broker, unit, caller, facts, now, None if child is None else tool_name(child))
+        return _unattached(broker, unit, caller, facts, now)
 
 
-def _inside_run(broker: Broker, unit: Unit, caller: Caller, facts: tuple[Fact, ...], now: Instant) -> Task:
+def _inside_run(
+    broker: Broker, unit: Unit, caller: Caller, facts: tuple[Fact, ...], now: Instant, child: str | None
+) -> Task:
     assert caller.run is not None
     run = _live_run(unit, caller.run)
     open_tasks = unit.tasks.list(state=TaskState.OPEN, run=run.id)
     for task in open_tasks:
-        if (task.repository, task.branch, task.ticket) == facts:
+        if child is None and (task.repository, task.branch, task.ticket) == facts:
             return task
     _demand_room(open_tasks)
     # The run's own task is the one without parents; by time alone a tie could make a child the root.
@@ -56,7 +66,7 @@ def _inside_run(broker: Broker, unit: Unit, caller: Caller, facts: tuple[Fact, .
     if len(parents) >= MAX_DEPTH:
         raise Denied("tasks are nested too deeply", hint="complete the inner task first", code="too_deep")
     end = min(after(now, TASK_SECONDS), root.expires_at) if root else after(now, TASK_SECONDS)
-    return _add(broker, unit, caller, facts, now, end, run.sponsor, run.tool, run.id, parents)
+    return _add(broker, unit, caller, facts, now, end, run.sponsor, child or run.tool, run.id, parents)
 
 
 def _live_run(unit: Unit, run_id: RunId) -> Run:

@@ -17,7 +17,7 @@ from taskpass.core.ids import RunId
 from taskpass.core.separation import Separation
 from taskpass.core.task import TaskState
 from taskpass.identity.base import Caller, Peer
-from taskpass.identity.spiffe import tool_name
+from taskpass.core.spiffe import tool_name
 from taskpass.store.base import Run
 
 

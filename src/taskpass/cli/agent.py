@@ -50,9 +50,11 @@ def task_of(client: LineClient, given: Given) -> str:
 
 def open_task(client: LineClient, given: Given) -> View:
     claimed = claimed_git(Path.cwd())
+    child = {"child": given.text("child")} if given.flag("child") else {}
     return client.call(
         "open_task",
-        {
+        child
+        | {
             "repository": given.text("repository", claimed.get("repository", "")),
             "branch": given.text("branch", claimed.get("branch", "")),
             "ticket": given.text("ticket"),

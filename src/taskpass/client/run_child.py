@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 NOT_FOUND = 127
 NOT_EXECUTABLE = 126
@@ -25,6 +25,10 @@ FORWARDED = frozenset(
         signal.SIGUSR2,
     }
 )
+
+
+_LOOK_SECONDS = 0.5
+"""In a process with other threads one of them may swallow the signal of the child's end, so we look by ourselves."""
 
 
 def run_child(command: Sequence[str], environment: Mapping[str, str]) -> int:
@@ -48,7 +52,14 @@ def run_child(command: Sequence[str], environment: Mapping[str, str]) -> int:
     except OSError:
         return NOT_EXECUTABLE if _is_there(command[0]) else NOT_FOUND
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        release(before)
+
+
+def release(before: Iterable[int]) -> None:
+    """Set the old mask again. What is still pending was meant for the child: it must not end us in its place."""
+    while signal.sigtimedwait(FORWARDED, 0) is not None:
+        pass
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def wait_for(child: int) -> int:
@@ -58,8 +69,8 @@ def wait_for(child: int) -> int:
         if ended:
             code = os.waitstatus_to_exitcode(status)
             return code if code >= 0 else 128 - code
-        received = signal.sigwaitinfo({*FORWARDED, signal.SIGCHLD})
-        if received.si_signo != signal.SIGCHLD and received.si_code <= 0:
+        received = signal.sigtimedwait({*FORWARDED, signal.SIGCHLD}, _LOOK_SECONDS)
+        if received and received.si_signo != signal.SIGCHLD and received.si_code <= 0:
             os.kill(child, received.si_signo)
 
 

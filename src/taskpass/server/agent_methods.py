@@ -12,7 +12,7 @@ from taskpass.broker.context import Broker
 from taskpass.broker.issue_lease import issue_lease
 from taskpass.broker.open_task import open_task, own_task
 from taskpass.broker.release_lease import release_lease
-from taskpass.broker.request_access import cancel_request, request_access
+from taskpass.broker.request_access import cancel_request, own_request, request_access
 from taskpass.broker.runs import bind_run
 from taskpass.core.errors import InvalidInput, NotFound
 from taskpass.core.ids import LeaseId, RequestId, TaskId, parse_id
@@ -26,6 +26,9 @@ from taskpass.server.views import lease_view, request_view, task_view
 
 MAX_WAIT = 45
 """Seconds a call may wait: no tool call waits longer (design: interfaces.md)."""
+
+MAX_LISTED = 50
+"""Requests that ``status`` shows, newest first; an answer has to fit in one line."""
 
 Method = Callable[[Params, Caller], dict[str, object]]
 
@@ -71,8 +74,10 @@ class AgentMethods:
 
     def _open_task(self, params: Params, caller: Caller) -> dict[str, object]:
         repository, branch, ticket = (params.text(name, "") for name in ("repository", "branch", "ticket"))
+        child = params.optional_text("child")
         params.done()
-        return task_view(open_task(self._broker, caller, repository=repository, branch=branch, ticket=ticket))
+        task = open_task(self._broker, caller, repository=repository, branch=branch, ticket=ticket, child=child)
+        return task_view(task)
 
     def _list_resources(self, params: Params, caller: Caller) -> dict[str, object]:
         params.done()
@@ -117,9 +122,7 @@ class AgentMethods:
 
     def _own(self, caller: Caller, request_id: RequestId) -> AccessRequest:
         with self._broker.store.read() as unit:
-            request = unit.requests.get(request_id)
-            own_task(self._broker, unit, caller, request.task)
-        return request
+            return own_request(self._broker, unit, caller, request_id)[0]
 
     def _cancel_request(self, params: Params, caller: Caller) -> dict[str, object]:
         request_id = RequestId(parse_id("req", params.text("request")))
@@ -160,7 +163,7 @@ class AgentMethods:
                 if task_id is not None:
                     raise
                 return {"task": None, "separation": caller.separation.word, **self._list_resources(Params({}), caller)}
-            requests = unit.requests.list(task=TaskId(task.id))
+            requests = unit.requests.list(task=TaskId(task.id), limit=MAX_LISTED)
             leases = unit.leases.list(states=UNENDED, task=task.id)
         return {
             **task_view(task),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from taskpass.cli.agent import JOB, JSON, connect, open_task
 from taskpass.cli.say import show, show_json, talk
-from taskpass.cli.verb import Given, Verb
+from taskpass.cli.verb import Given, Option, Verb
 
 
 def _run(given: Given) -> int:
@@ -21,7 +21,14 @@ def _run(given: Given) -> int:
 VERB = Verb(
     path="task open",
     summary="Open a task, or find the open one",
-    about="Prints the task's id. What is said about repository, branch and ticket counts as claimed.",
+    about=(
+        "Prints the task's id. What is said about repository, branch and ticket counts as claimed. A sub-agent that is a\n"
+        "process of its own opens a task under the run's with --child, and works in it by TASKPASS_TASK."
+    ),
     run=_run,
-    options=(*JOB, JSON),
+    options=(
+        *JOB,
+        Option("--child", "A new task for the sub-agent of this name, with an identity of its own", "NAME"),
+        JSON,
+    ),
 )

@@ -23,7 +23,7 @@ from taskpass.core.ids import InstallationId
 from taskpass.core.lease import Target
 from taskpass.core.secret import Secret
 from taskpass.issuers.base import Finding, Severity
-from taskpass.issuers.postgres import kit, scram
+from taskpass.issuers.postgres import kit, preflight, scram
 from taskpass.issuers.postgres.issuer import PostgresIssuer
 
 Connection = psycopg.Connection[Any]
@@ -85,8 +85,8 @@ class Survey:
     database_name: str
     kit_version: int
     """0 where there is no kit yet."""
-    others: tuple[str, ...]
-    """The cluster's other databases that every login may enter."""
+    others: dict[str, bool] = field(hash=False)
+    """The cluster's other databases that every login may enter, and whether it may make temporary tables there."""
 
     @property
     def major(self) -> int:
@@ -148,7 +148,7 @@ def survey(connection: Connection) -> Survey:
         first = connection.execute("SELECT pg_backend_pid()").fetchone()
         row = connection.execute(_SURVEY).fetchone()
         kit_version = connection.execute(_KIT).fetchone()
-        others = [name for (name,) in connection.execute(_OTHERS).fetchall()]
+        others = connection.execute(_OTHERS).fetchall()
         again = connection.execute("SELECT pg_backend_pid()").fetchone()
     except psycopg.Error as error:
         raise TargetUnavailable(
@@ -158,7 +158,9 @@ def survey(connection: Connection) -> Survey:
     version, cluster, database, name, standby = row
     if standby:
         raise TargetUnfit("this server is a standby", hint="give the address of the primary", code="target_standby")
-    if first != again:
+    pids = [number for row in (first, again) if row for number in row]
+    place = f"{connection.info.host}:{connection.info.port}/{name}"
+    if any(f.severity is Severity.FATAL for f in preflight.through_pooler(pids, connection.info.backend_pid, place)):
         raise TargetUnfit(
             "a pooler stands at this address", hint="give the server's own address", code="pooler_address"
         )
@@ -166,7 +168,7 @@ def survey(connection: Connection) -> Survey:
         raise TargetUnfit(
             f"this is PostgreSQL {version // 10000}", hint="15 is the oldest that is served", code="too_old"
         )
-    return Survey(version, cluster, database, name, kit_version[0] if kit_version else 0, tuple(others))
+    return Survey(version, cluster, database, name, kit_version[0] if kit_version else 0, dict(others))
 
 
 _SURVEY = """\
@@ -178,7 +180,7 @@ _KIT = """\
 SELECT CASE WHEN to_regclass('taskpass.kit_version') IS NULL THEN 0 ELSE 1 END"""
 
 _OTHERS = """\
-SELECT datname::text FROM pg_database
+SELECT datname::text, has_database_privilege('public', oid, 'TEMPORARY') FROM pg_database
  WHERE datallowconn AND datname <> current_database() AND has_database_privilege('public', oid, 'CONNECT')
  ORDER BY 1"""
 
@@ -234,11 +236,15 @@ def with_rollback(connection: Connection) -> None:
 
 
 def undo(connection: Connection, before: Survey, installation: InstallationId) -> bool:
-    """Take out what ``install`` put in, for an enrolment that failed later. True if nothing is left.
+    """Take out what was put in since ``before``, for an enrolment that failed later. True if nothing is left.
 
     A kit that was there before stays: another installation may live from it.
     """
     try:
+        for name, temporary in before.others.items():
+            # What was not ended is granted again, which changes nothing.
+            rights = sql.SQL("CONNECT, TEMPORARY") if temporary else sql.SQL("CONNECT")
+            connection.execute(sql.SQL("GRANT {} ON DATABASE {} TO PUBLIC").format(rights, sql.Identifier(name)))
         if before.kit_version == 0:
             connection.execute(kit.uninstall_sql().encode())
             return True

@@ -37,7 +37,7 @@ def check(connection: Connection, target: Target, *, thorough: bool = False) -> 
         pids = [_backend(connection) for _ in range(2)]
         facts: Facts = fetch(connection, query("preflight"))[0][0]
     found = [finding for judge in _JUDGES for finding in judge(facts, target)]
-    found += _through_pooler(pids, connection.info.backend_pid, target.address)
+    found += through_pooler(pids, connection.info.backend_pid, target.address)
     found += _fence(connection)
     found += _kit(connection, facts["login"]) if facts["kit"] else [_NO_KIT]
     if facts["encoding"] != _NO_ENCODING:
@@ -220,7 +220,7 @@ _JUDGES: tuple[Callable[[Facts, Target], list[Finding]], ...] = (
 )
 
 
-def _through_pooler(pids: list[int], told: int, address: str) -> list[Finding]:
+def through_pooler(pids: list[int], told: int, address: str) -> list[Finding]:
     """Behind a pooler sessions belong to the pooler, and cancelling and the proof of closing reach it, not the server.
 
     ``told`` is the process id that came with the login. A pooler invents one; whether two transactions run in one
