@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from taskpass.broker.context import Broker
-from taskpass.broker.take_back import close_lease, take_back
+from taskpass.broker.take_back import close_lease, is_unproven, take_back
 from taskpass.core.audit import Event
 from taskpass.core.clock import Instant
 from taskpass.core.errors import StoreUnavailable
@@ -107,11 +107,25 @@ def end_leases(broker: Broker, lease_ids: list[LeaseId], *, reason: str, actor: 
 
 
 def close_all(broker: Broker, lease_ids: list[LeaseId]) -> list[Lease]:
-    if lease_ids:
-        with ThreadPoolExecutor(max_workers=min(CLOSERS, len(lease_ids)), thread_name_prefix="close") as pool:
-            list(pool.map(partial(close_lease, broker), lease_ids))
+    """Close side by side; the leases as they stand afterwards.
+
+    Once a target has not proven one close, its other ones are left to the sweeper: whoever asked is told what is not
+    proven yet instead of waiting for each.
+    """
+    with broker.store.read() as unit:
+        leases = [unit.leases.get(lease_id) for lease_id in lease_ids]
+    if not leases:
+        return []
+    away: set[str] = set()
+    with ThreadPoolExecutor(max_workers=min(CLOSERS, len(leases)), thread_name_prefix="close") as pool:
+        list(pool.map(partial(_close_unless_away, broker, away), leases))
     with broker.store.read() as unit:
         return [unit.leases.get(lease_id) for lease_id in lease_ids]
+
+
+def _close_unless_away(broker: Broker, away: set[str], lease: Lease) -> None:
+    if lease.target.address not in away and close_lease(broker, lease.id) is None and is_unproven(broker, lease.id):
+        away.add(lease.target.address)
 
 
 def end_expired_tasks(broker: Broker) -> int:

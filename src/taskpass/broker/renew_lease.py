@@ -94,7 +94,8 @@ def _extend(broker: Broker, lease: Lease, request: AccessRequest, grant: Grant, 
         now = broker.now(unit)
         demand_sane_clock(broker.clock.now(), unit.installation.latest_seen)
         present = unit.leases.get(lease.id)
-        end = min(after(now, min(request.lifetime, decision.obligations.max_ttl)), grant.ends_at)
+        life = min(request.lifetime, decision.obligations.max_ttl)
+        end = min(after(now, life), grant.ends_at)
         if present.state is not LeaseState.ACTIVE or broker.late.is_closing(lease.id):
             return False
         if (
@@ -103,6 +104,8 @@ def _extend(broker: Broker, lease: Lease, request: AccessRequest, grant: Grant, 
             or unit.tasks.get(lease.task).state is not TaskState.OPEN
         ):
             return False
+        if present.last_error != NOT_TOLD and 3 * (present.expires_at - now) > life * SECOND:
+            return False  # policy allows shorter lives by now than when this was asked for: not due yet by those
         unit.leases.advance(lease.id, LeaseEvent.RENEW, now, expires_at=end, renewals=present.renewals + 1)
         unit.leases.note(lease.id, last_error=NOT_TOLD)
         record = unit.audit.append(

@@ -41,17 +41,18 @@ def take_back(broker: Broker, lease_ids: Iterable[LeaseId], *, reason: str, acto
     """Move the leases to ``closing`` with ``reason`` and cut their endpoints; those that were not closing before.
 
     Idempotent. Nothing here waits for a target. A lease whose record cannot be written is returned all the same. What
-    fails for one lease is raised after all of them: it keeps no other lease open, and not its own endpoint either.
+    fails for one lease is raised after all of them: it keeps no other lease open, and not its own endpoint either. Nor
+    does each wait for a store that was found locked by the first.
     """
     taken: list[Lease] = []
     failed: TaskpassError | None = None
+    writable = True
     for lease_id in lease_ids:
         try:
-            lease = _begin(broker, lease_id, reason, actor)
+            lease, writable = _begin(broker, lease_id, reason, actor, writable=writable)
+            taken += [lease] if lease else []
         except TaskpassError as error:
-            lease, failed = None, failed or error
-        if lease:
-            taken.append(lease)
+            failed = failed or error
         _cut(broker, lease_id)
     if failed:
         raise failed
@@ -65,18 +66,23 @@ def _cut(broker: Broker, lease_id: LeaseId) -> None:
     broker.holders.forget_lease(lease_id)
 
 
-def _begin(broker: Broker, lease_id: LeaseId, reason: str, actor: str) -> Lease | None:
-    try:
-        return _with_reserve(broker, lambda: _record_begin(broker, lease_id, reason, actor))
-    except StoreUnavailable:
-        return _begin_unrecorded(broker, lease_id, reason, actor)
+def _begin(broker: Broker, lease_id: LeaseId, reason: str, actor: str, *, writable: bool) -> tuple[Lease | None, bool]:
+    """The lease if it was not closing before, and whether the store could be written."""
+    if broker.late.is_closing(lease_id):
+        return None, writable
+    if writable:
+        try:
+            return _with_reserve(broker, lambda: _record_begin(broker, lease_id, reason, actor)), True
+        except StoreUnavailable:
+            pass
+    return _begin_unrecorded(broker, lease_id, reason, actor), False
 
 
 def _with_reserve(broker: Broker, attempt: Callable[[], Lease | None]) -> Lease | None:
     try:
         return attempt()
-    except StoreUnavailable:
-        if not broker.release_reserve():
+    except StoreUnavailable as error:
+        if error.code != "store_full" or not broker.release_reserve():
             raise
         return attempt()
 
@@ -138,6 +144,13 @@ def _close(broker: Broker, lease_id: LeaseId) -> Taken | None:
         return None
     _confirm(broker, lease, proof)
     return proof
+
+
+def is_unproven(broker: Broker, lease_id: LeaseId) -> bool:
+    """Whether the lease was taken back and its target has not proven that nothing works any more."""
+    with broker.store.read() as unit:
+        state = unit.leases.get(lease_id).state
+    return state is LeaseState.CLOSING or lease_id in broker.late.unclosed()
 
 
 def _note_unproven(broker: Broker, lease: Lease, error: TaskpassError) -> None:

@@ -40,6 +40,10 @@ CLOSERS = 32
 PER_TARGET = 8
 """Closes of one target side by side: one that does not answer leaves threads to the others."""
 CLEANERS = 4
+APART = 8
+"""As many as there are jobs that may wait."""
+LAST_ROUND = 5.0
+"""Seconds that stopping spends on closing what was taken back last."""
 DUE = 1000
 """Closing leases looked at in one tick."""
 
@@ -48,7 +52,7 @@ _log = logging.getLogger("taskpass.runtime.sweeper")
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """``apart``: may wait for a target, so it has a thread of its own and is never started twice."""
+    """``apart``: may wait for a target or for a locked store, so it has a thread of its own, and only one at a time."""
 
     name: str
     every: float
@@ -81,7 +85,7 @@ class Sweeper:
         self._busy_lock = threading.Lock()
         self._closers = executor(CLOSERS, "closer")
         self._cleaners = executor(CLEANERS, "cleaner")
-        self._apart = executor(4, "sweeper-apart")
+        self._apart = executor(APART, "sweeper-apart")
         self._running: set[str] = set()
         self._close_after: dict[LeaseId, float] = {}
         self._clean_after: dict[LeaseId, float] = {}
@@ -89,10 +93,10 @@ class Sweeper:
         self._jobs = (
             _Job("expire", TICK, lambda: expire_leases(broker)),
             _Job("close", TICK, self._close_due),
-            _Job("tasks", 1, lambda: end_expired_tasks(broker)),
-            _Job("lapse", 1, lambda: lapse_requests(broker) if self._something_lapses() else 0),
             _Job("clean", 2 * TICK, self._clean_due),
-            _Job("late", 1, self._record_late),
+            _Job("tasks", 1, lambda: end_expired_tasks(broker), apart=True),
+            _Job("lapse", 1, lambda: lapse_requests(broker) if self._something_lapses() else 0, apart=True),
+            _Job("late", 1, self._record_late, apart=True),
             _Job("runs", 1, self._end_runs, apart=True),
             _Job("renew", 1, lambda: renew_leases(broker), apart=True),
             _Job("manifests", MANIFESTS_EVERY, lambda: end_wider_leases(broker), apart=True),
@@ -109,13 +113,25 @@ class Sweeper:
         self._wake.set()
 
     def stop(self) -> None:
-        """Stop the clockwork; a close that runs is waited for, what is left is found at the next start."""
+        """Stop the clockwork and close what can be closed in ``LAST_ROUND``; a close that runs is waited for, what is
+        left is found at the next start.
+        """
         self._stopping = True
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(10)
+        self._close_the_last()
         for pool in (self._closers, self._cleaners, self._apart):
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _close_the_last(self) -> None:
+        deadline, pause = self._monotonic() + LAST_ROUND, threading.Event()
+        while self._monotonic() < deadline:
+            _quiet(self._close_due)
+            with self._busy_lock:
+                if not self._busy:
+                    return
+            pause.wait(0.02)
 
     def _run(self) -> None:
         while not self._stopping:

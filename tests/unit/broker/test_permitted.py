@@ -436,3 +436,12 @@ def test_what_was_permitted_in_an_earlier_epoch_is_not_issued_in_a_later_one(h):
         agent.issue(request)
     assert refused.value.code == "request_void"
     assert h.leases() == []
+
+
+def test_a_life_that_policy_has_shortened_meanwhile_is_the_one_that_is_issued(h):
+    agent = h.agent()
+    agent.open_task()
+    request = agent.request(lifetime=900)
+    h.policy.answer(h.broker.resource(DEV).environment, Outcome.PERMIT, max_ttl=60)
+    lease = agent.issue(request).lease
+    assert lease.expires_at - h.clock.now() == 60_000

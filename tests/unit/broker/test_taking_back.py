@@ -98,6 +98,34 @@ class TestRevoking:
         (record,) = [r for r in h.store.iterate_audit() if '"event":"revoke.ordered"' in r.body]
         assert '"actor":"human:ana"' in record.body
 
+    def test_of_many_waits_for_a_locked_store_once(self, h):
+        agents = [h.run(uid) for uid in (1000, 1001)]
+        for agent in agents:
+            agent.open_task()
+            for _ in range(3):
+                agent.lease()
+        h.store.down = "store_locked"
+        h.store.writes = 0
+        taken = take_back(h.broker, [lease.id for lease in h.leases()], reason="revoked", actor="test")
+        assert len(taken) == 6
+        assert h.endpoints.open_orders == {}
+        assert h.store.writes == 1
+
+    def test_of_many_waits_for_a_dead_target_a_few_times_and_leaves_the_rest_to_the_sweeper(self, h):
+        for uid in (1000, 1001, 1002, 1003, 1004):
+            agent = h.run(uid)
+            agent.open_task()
+            for _ in range(3):
+                agent.lease()
+        h.servers[DEV].down = True
+        before = h.servers[DEV].calls.count("close")
+        left = revoke_all(h)
+        assert {lease.state for lease in left} == {LeaseState.CLOSING}
+        assert h.servers[DEV].calls.count("close") - before < 15
+        h.servers[DEV].down = False
+        h.settle(5)
+        assert h.usable() == set()
+
 
 class TestClosing:
     def test_is_retried_with_capped_backoff_until_it_is_proven_and_never_given_up(self, h):
@@ -433,6 +461,14 @@ class TestRenewal:
         h.settle(45)
         lines = [line for line in h.trace if line in ("audit lease.renewed", "target.enable")]
         assert lines[:2] == ["audit lease.renewed", "target.enable"]
+
+    def test_is_paced_by_the_life_that_policy_allows_now(self, h):
+        _, lease, session = leased(h, lifetime=900)
+        h.policy.answer(Environment.DEV, Outcome.PERMIT, max_ttl=30)
+        h.clock.forward(891)
+        h.settle(60)
+        assert session.alive
+        assert h.lease(lease.id).renewals <= 4
 
     def test_ends_with_the_task_at_most(self, h):
         agent, lease, session = leased(h, lifetime=3600)

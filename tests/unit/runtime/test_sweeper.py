@@ -13,7 +13,7 @@ from taskpass.core.decision import Outcome
 from taskpass.core.lease import LeaseState
 from taskpass.core.separation import Environment
 from taskpass.runtime.sweeper import PER_TARGET, Sweeper
-from taskpass.testing.broker import DEV, STAGING
+from taskpass.testing.broker import DEV, STAGING, Inline
 
 
 def until(condition, seconds=10.0):
@@ -145,9 +145,23 @@ def test_stopping_waits_for_a_close_that_runs(h, both):
     assert h.lease(lease.id).state is LeaseState.CLOSED
 
 
+def test_stopping_closes_what_was_taken_back_last(h, both):
+    sweeper = Sweeper(h.broker, h.fitness, restore_reserve=lambda: True)
+    sweeper.start()
+    take_back(h.broker, [lease.id for lease in both], reason="broker_restarted", actor="broker")
+    sweeper.stop()
+    assert {h.lease(lease.id).state for lease in both} <= {LeaseState.CLOSED, LeaseState.CLEANED}
+
+
 def test_the_reserve_is_restored_only_when_nothing_waits_to_be_recorded(h, both):
     asked = []
-    sweeper = Sweeper(h.broker, h.fitness, restore_reserve=lambda: asked.append(1), monotonic=h.clock.monotonic)
+    sweeper = Sweeper(
+        h.broker,
+        h.fitness,
+        restore_reserve=lambda: asked.append(1),
+        monotonic=h.clock.monotonic,
+        executor=lambda threads, name: Inline(),
+    )
     h.reserve, h.store.down = 0, "store_full"
     take_back(h.broker, [both[0].id], reason="revoked", actor="test")
     sweeper.tick()
