@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from taskpass.core.errors import InvalidInput
-from taskpass.identity import spiffe
+from taskpass.core import spiffe
 
 
 def test_an_agent_id_is_built_and_parsed_back():
