@@ -11,9 +11,10 @@ from taskpass.audit.verify import verify
 from taskpass.broker.request_access import cancel_request
 from taskpass.broker.review_request import Ballot, count_votes, prepare_vote, vote
 from taskpass.config.model import Human
-from taskpass.core.approval import CHALLENGE_SECONDS, Method, Verdict
+from taskpass.core.approval import CHALLENGE_SECONDS, Approval, Method, Verdict
 from taskpass.core.decision import Outcome
 from taskpass.core.errors import Conflict, Denied, Expired, InvalidInput, Pending, TaskpassError
+from taskpass.core.ids import ApprovalId
 from taskpass.core.lease import LeaseState
 from taskpass.core.manifest import Keep, is_within
 from taskpass.core.request import RequestEvent, RequestState
@@ -462,6 +463,40 @@ def test_a_state_column_is_no_evidence(h):
     with pytest.raises(Denied) as refused:
         agent.issue(request)
     assert refused.value.code == "approval_void"
+
+
+@pytest.mark.parametrize("forgery", ["signature of another", "signature over something else", "wider than signed"])
+def test_a_vote_that_somebody_wrote_into_the_store_is_not_counted(h, forgery):
+    """Issuing verifies the signature over the digest again; a row, even one with the right digest, is none."""
+    agent, request = asked(h)
+    ballot = Ballot(Verdict.APPROVE, keeps=keep(request, orders=[1]))
+    prepared = prepare_vote(h.broker, ANA, request.id, ballot)
+    signer = BEN if forgery == "signature of another" else ANA
+    data = b"something else" if forgery == "signature over something else" else prepared.data
+    wider = forgery == "wider than signed"
+    with h.store.inner.write() as unit:
+        unit.approvals.add(
+            Approval(
+                id=ApprovalId("apr_" + "0" * 26),
+                request=request.id,
+                approver=ANA,
+                method=Method.REVIEWER_SECRET,
+                verdict=Verdict.APPROVE,
+                manifest=request.manifest if wider else prepared.manifest,
+                lifetime=prepared.lifetime,
+                digest=prepared.digest,
+                nonce=prepared.nonce,
+                signature=ed25519.encode(reviewer_key(signer)[0].sign(data)),
+                key=reviewer_key(ANA)[1],
+                created_at=h.clock.now(),
+                expires_at=request.lapses_at,
+            )
+        )
+        unit.requests.advance(request.id, RequestEvent.APPROVE, h.clock.now(), lapses_at=request.lapses_at)
+    with pytest.raises(Denied) as refused:
+        agent.issue(request)
+    assert refused.value.code == "approval_void"
+    assert h.leases() == []
 
 
 def test_an_approved_lease_is_not_renewed(h):
