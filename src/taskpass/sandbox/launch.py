@@ -178,6 +178,9 @@ def _run(words: list[str], environment: dict[str, str], control: int, passed: li
     except OSError as error:
         raise SandboxUnavailable(f"the sandbox cannot be started: {error.strerror}") from None
     finally:
+        # What is still pending was meant for the agent: it must not end us in its place.
+        while signal.sigtimedwait(_FORWARDED, 0) is not None:
+            pass
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 

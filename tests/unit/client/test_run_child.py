@@ -100,6 +100,24 @@ def read_until(terminal, seen, wanted):
     return seen
 
 
+def test_a_signal_that_comes_as_the_child_ends_does_not_end_us_in_its_place():
+    """The child sends to us, blocked as we are, and ends: both are pending when we look."""
+    script = "kill -INT $PPID; kill -TERM $PPID; exit 6"
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(SOURCE)!r})
+from taskpass.client import run_child
+wait = run_child.wait_for
+def late(child):
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    return wait(child)
+run_child.wait_for = late
+sys.exit(run_child.run_child(sys.argv[1:], os.environ))
+"""
+    command = [sys.executable, "-S", "-c", code, "sh", "-c", script]
+    assert subprocess.run(command, timeout=20, check=False).returncode == 6
+
+
 def test_a_parent_that_ignores_its_children_does_not_break_waiting():
     process = subprocess.run(
         wrapper("sh", "-c", "exit 5"),

@@ -37,6 +37,7 @@ def received(monkeypatch, child):
         return SimpleNamespace(si_signo=signal.SIGCHLD, si_code=1)
 
     monkeypatch.setattr(signal, "sigwaitinfo", next_signal)
+    monkeypatch.setattr(signal, "sigtimedwait", lambda wanted, _seconds: next_signal(wanted))
     return coming
 
 
