@@ -95,7 +95,7 @@ FORBIDDEN = [
     "SELECT taskpass.manifest_role('[]')",
     "SELECT taskpass.grant_rights(session_user, '[]')",
     "SELECT taskpass.strip('postgres')",
-    "SELECT taskpass.drop_unused()",
+    "SELECT taskpass.drop_unused(now())",
     "SELECT taskpass.caller()",
     "DROP SCHEMA taskpass CASCADE",
     "CREATE OR REPLACE FUNCTION taskpass.version() RETURNS integer LANGUAGE sql AS 'SELECT 2'",
@@ -128,7 +128,20 @@ def test_every_routine_belongs_to_the_kit_and_only_the_offered_ones_are_the_brok
     )
     offered = {name for name, _, _, may, _, _ in found if may}
     assert offered == {
-        *("issue", "enable", "close", "sweep", "lend", "seal", "clean", "seen", "set_epoch", "rehearse", "version")
+        *(
+            "issue",
+            "enable",
+            "close",
+            "sweep",
+            "lend",
+            "seal",
+            "clean",
+            "tidy",
+            "seen",
+            "set_epoch",
+            "rehearse",
+            "version",
+        )
     }
     for name, owner, definer, may, public, config in found:
         assert (owner, definer, public) == ("taskpass_kit", may, False), name
@@ -366,7 +379,7 @@ def test_the_account_may_not_become_the_role_that_holds_its_rights(broker, shop)
         assert outcome(lambda c=connection, n=name: c.execute(f"SET ROLE {n}")) == "42501"
 
 
-def test_two_leases_with_the_same_rights_share_the_holder_and_the_last_one_takes_it_along(broker, shop):
+def test_two_leases_share_the_holder_of_their_rights_which_goes_when_it_was_not_used_for_a_while(broker, shop):
     first, second = broker.live(), broker.live()
     query = "SELECT count(*) FROM pg_roles WHERE rolname ~ %s"
     holders = f"^tpm_{broker.installation}_"
@@ -374,7 +387,20 @@ def test_two_leases_with_the_same_rights_share_the_holder_and_the_last_one_takes
     for made, left in [(first, shop.server.version >= 16), (second, False)]:
         broker.issuer.close(made.role, audit_head="")
         assert broker.issuer.clean(made.role)
+        broker.issuer.inventory()
+        assert shop.fetch(query, holders) == [(int(shop.server.version >= 16),)], "used a moment ago"
+        broker.connect().execute("SELECT taskpass.tidy(0)")
         assert shop.fetch(query, holders) == [(int(left),)]
+
+
+def test_uninstalling_takes_the_holders_of_rights_along(broker, shop):
+    made = broker.live()
+    broker.issuer.close(made.role, audit_head="")
+    assert broker.issuer.clean(made.role)
+    broker.issuer.close_connections()
+    shop.execute(kit.uninstall_sql())
+    query = "SELECT rolname::text FROM pg_roles WHERE rolname ~ %s"
+    assert shop.fetch(query, f"^tpm?_{broker.installation}") == []
 
 
 def test_a_holder_that_was_widened_by_hand_is_not_used(broker, shop):

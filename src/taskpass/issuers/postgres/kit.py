@@ -151,7 +151,7 @@ ON CONFLICT DO NOTHING;
 GRANT USAGE ON SCHEMA taskpass TO {login};
 GRANT SELECT ON taskpass.ceiling, taskpass.kit_version TO {login};
 GRANT EXECUTE ON FUNCTION taskpass.issue, taskpass.enable, taskpass.close, taskpass.sweep, taskpass.lend, taskpass.seal,
-    taskpass.clean, taskpass.seen, taskpass.set_epoch, taskpass.rehearse, taskpass.version TO {login};
+    taskpass.clean, taskpass.tidy, taskpass.seen, taskpass.set_epoch, taskpass.rehearse, taskpass.version TO {login};
 DO $do$ BEGIN
     EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), {name});
     EXECUTE format('GRANT CONNECT ON DATABASE %I TO taskpass_kit WITH GRANT OPTION', current_database());

@@ -78,7 +78,15 @@ CREATE TABLE IF NOT EXISTS taskpass.lease (
 -- advisory locks, and a lease could stop all issuing with one.
 CREATE TABLE IF NOT EXISTS taskpass.gate (held boolean);
 
+-- When a role that holds a manifest's rights was last given to a lease. Such a role cannot log in and has no member but
+-- leases; it is kept for a while because granting anew makes every session of the database plan its statements again.
+CREATE TABLE IF NOT EXISTS taskpass.manifest (
+    role    name PRIMARY KEY,
+    used_at timestamptz NOT NULL
+);
+
 GRANT USAGE ON SCHEMA taskpass TO taskpass_kit;
+GRANT SELECT, INSERT, UPDATE, DELETE ON taskpass.manifest TO taskpass_kit;
 GRANT SELECT ON taskpass.broker, taskpass.ceiling, taskpass.kit_version TO taskpass_kit;
 GRANT UPDATE (epoch) ON taskpass.broker TO taskpass_kit;
 GRANT SELECT, INSERT, UPDATE, DELETE ON taskpass.lease TO taskpass_kit;
@@ -322,6 +330,8 @@ BEGIN
     IF (SELECT r.rolcanlogin FROM pg_roles r WHERE r.oid = holder_oid) THEN
         RAISE EXCEPTION 'taskpass: role % holds rights and can log in', holder USING ERRCODE = 'TP005';
     END IF;
+    INSERT INTO taskpass.manifest AS m (role, used_at) VALUES (holder, clock_timestamp())
+        ON CONFLICT ON CONSTRAINT manifest_pkey DO UPDATE SET used_at = excluded.used_at;
     RETURN holder;
 END $kit$;
 
@@ -343,8 +353,8 @@ BEGIN
     END LOOP;
 END $kit$;
 
--- Drops manifest roles of the caller that belong to this database and have no member but the kit.
-CREATE OR REPLACE FUNCTION taskpass.drop_unused() RETURNS void
+-- Drops manifest roles of the caller that belong to this database, have no member but the kit, and were not used lately.
+CREATE OR REPLACE FUNCTION taskpass.drop_unused(since timestamptz) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $kit$
 DECLARE
     item record;
@@ -353,10 +363,12 @@ BEGIN
     FOR item IN SELECT r.rolname FROM pg_roles r
                  WHERE r.rolname ~ ('^tpm_' || taskpass.caller() || '_[0-9a-f]{40}$')
                    AND NOT EXISTS (SELECT FROM pg_auth_members m WHERE m.roleid = r.oid AND m.member <> current_user::regrole)
+                   AND NOT EXISTS (SELECT FROM taskpass.manifest m WHERE m.role = r.rolname AND m.used_at > since)
                    AND NOT EXISTS (SELECT FROM pg_shdepend d WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid = r.oid
                           AND (d.dbid NOT IN (0, here) OR (d.classid = 'pg_database'::regclass AND d.objid <> here))) LOOP
         EXECUTE format('DROP OWNED BY %I', item.rolname);
         EXECUTE format('DROP ROLE %I', item.rolname);
+        DELETE FROM taskpass.manifest m WHERE m.role = item.rolname;
     END LOOP;
 END $kit$;
 
@@ -606,7 +618,6 @@ BEGIN
             RETURN;
         END IF;
     END IF;
-    PERFORM taskpass.drop_unused();
     UPDATE taskpass.lease l SET state = 'cleaned', changed_at = clock_timestamp(), rights = '[]'
      WHERE l.installation = taskpass.caller() AND l.lease = clean.lease;
     -- A week is longer than any effect can be late. The highest audit number is kept.
@@ -614,6 +625,16 @@ BEGIN
         AND l.changed_at < clock_timestamp() - interval '7 days'
         AND l.head_seq < (SELECT max(o.head_seq) FROM taskpass.lease o WHERE o.installation = taskpass.caller());
     cleaned := true;
+END $kit$;
+
+-- Drops what held the rights of leases that ended and was not used for `seconds`. Does nothing while somebody issues.
+CREATE OR REPLACE FUNCTION taskpass.tidy(seconds integer) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $kit$
+BEGIN
+    LOCK TABLE taskpass.gate IN EXCLUSIVE MODE NOWAIT;
+    PERFORM taskpass.drop_unused(clock_timestamp() - make_interval(secs => seconds));
+EXCEPTION WHEN lock_not_available THEN
+    RETURN;
 END $kit$;
 
 -- The highest epoch and audit number of the caller's installation that came here.

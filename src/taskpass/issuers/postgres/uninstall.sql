@@ -4,6 +4,7 @@ SET LOCAL search_path = pg_catalog, pg_temp;
 DO $do$ DECLARE
     login name;
     logins name[];
+    holder name;
 BEGIN
     IF EXISTS (SELECT FROM taskpass.lease WHERE state <> 'cleaned') THEN
         RAISE EXCEPTION 'taskpass: there are leases that are not cleaned' USING HINT = 'taskpass revoke --all';
@@ -16,6 +17,13 @@ BEGIN
         END IF;
     END IF;
     logins := array(SELECT b.login FROM taskpass.broker b);
+    -- As the kit, because it granted what these roles hold.
+    PERFORM set_config('role', 'taskpass_kit', true);
+    FOREACH holder IN ARRAY array(SELECT m.role FROM taskpass.manifest m JOIN pg_roles r ON r.rolname = m.role) LOOP
+        EXECUTE format('DROP OWNED BY %I', holder);
+        EXECUTE format('DROP ROLE %I', holder);
+    END LOOP;
+    PERFORM set_config('role', 'none', true);
     DROP SCHEMA taskpass CASCADE;
     DROP OWNED BY taskpass_kit;
     FOREACH login IN ARRAY logins LOOP
