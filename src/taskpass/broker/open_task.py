@@ -31,9 +31,10 @@ def open_task(
     """The caller's task for these job facts; opened if there is none, else the open one.
 
     ``child`` names a sub-agent that is a process of its own: inside a run it always opens a new task with an identity
-    of its own, under the run's task, with which it ends. The name is claimed. What the caller says about repository, branch and ticket is *claimed*; nothing here makes it more. Inside a run the
-    first task is the run's own and any further one its child; outside any run there is one unattached task per sponsor,
-    machine and repository, so that leaving the process tree brings no fresh limits (threats.md, item 19).
+    of its own, under the run's task, with which it ends. The name is claimed. What the caller says about repository,
+    branch and ticket is *claimed*; nothing here makes it more. Inside a run the first task is the run's own and any
+    further one its child; outside any run there is one unattached task per sponsor, machine and repository, so that
+    leaving the process tree brings no fresh limits (threats.md, item 19).
     """
     facts = tuple(
         Fact(accept(text, what=what, empty=True), Provenance.CLAIMED)

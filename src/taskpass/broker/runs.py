@@ -15,9 +15,9 @@ from taskpass.core.audit import Event
 from taskpass.core.errors import Conflict, NotAuthenticated, StoreUnavailable, TaskpassError
 from taskpass.core.ids import RunId
 from taskpass.core.separation import Separation
+from taskpass.core.spiffe import tool_name
 from taskpass.core.task import TaskState
 from taskpass.identity.base import Caller, Peer
-from taskpass.core.spiffe import tool_name
 from taskpass.store.base import Run
 
 
@@ -97,11 +97,13 @@ def end_run(broker: Broker, run_id: RunId, *, reason: str) -> None:
         _record_end(broker, run_id, reason)
     except StoreUnavailable:
         broker.late.add_run(run_id, reason)
-    with broker.store.read() as unit:
-        tasks = unit.tasks.list(state=TaskState.OPEN, run=run_id)
-    leases = [lease for task in tasks for lease in end_task(broker, task.id, actor=f"run:{run_id}", reason=reason)]
-    close_all(broker, leases)
-    broker.run_sockets.close(run_id)
+    try:
+        with broker.store.read() as unit:
+            tasks = unit.tasks.list(state=TaskState.OPEN, run=run_id)
+        leases = [lease for task in tasks for lease in end_task(broker, task.id, actor=f"run:{run_id}", reason=reason)]
+        close_all(broker, leases)
+    finally:
+        broker.run_sockets.close(run_id)
     with broker.store.read() as unit:
         if unit.tasks.list(state=TaskState.OPEN, run=run_id):
             broker.late.add_run(run_id, reason)

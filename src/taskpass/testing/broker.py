@@ -256,8 +256,16 @@ class Agent:
     harness: Harness
     caller: Caller
 
-    def open_task(self, repository: str = "acme/shop", branch: str = "main", ticket: str = "SHOP-1") -> Task:
-        return open_task(self.harness.broker, self.caller, repository=repository, branch=branch, ticket=ticket)
+    def open_task(
+        self,
+        repository: str = "acme/shop",
+        branch: str = "main",
+        ticket: str = "SHOP-1",
+        child: str | None = None,
+    ) -> Task:
+        return open_task(
+            self.harness.broker, self.caller, repository=repository, branch=branch, ticket=ticket, child=child
+        )
 
     def request(self, resource: str = DEV, **wishes: Any) -> AccessRequest:
         return request_access(self.harness.broker, self.caller, resource=resource, access="read", **wishes)

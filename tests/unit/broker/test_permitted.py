@@ -214,6 +214,39 @@ def test_tasks_opened_inside_a_run_are_children_of_its_own_task_and_end_with_it(
         assert {unit.tasks.get(child.id).reason for child in children} == {"parent_ended"}
 
 
+def test_a_sub_agent_has_an_identity_and_a_task_of_its_own_and_ends_with_its_parent(h):
+    agent = h.run()
+    root = agent.open_task()
+    first, second = (agent.open_task(child="reviewer") for _ in range(2))
+    assert len({root.id, first.id, second.id}) == 3
+    assert len({task.principal.spiffe_id for task in (root, first, second)}) == 3
+    assert first.principal.sponsor == root.principal.sponsor
+    assert first.principal.limit_key("r") == root.principal.limit_key("r"), "a new name brings no fresh limits"
+    kept, lease = agent.lease(task_id=root.id), agent.lease(task_id=first.id)
+    complete_task(h.broker, first.id, actor="test", reason="completed")
+    assert h.lease(lease.id).state is LeaseState.CLOSED
+    assert h.lease(kept.id).state is LeaseState.ACTIVE
+    other = agent.lease(task_id=second.id)
+    complete_task(h.broker, root.id, actor="test", reason="completed")
+    assert {h.lease(item.id).state for item in (kept, other)} == {LeaseState.CLOSED}
+
+
+def test_outside_a_run_there_are_no_sub_agents(h):
+    with pytest.raises(Conflict) as refused:
+        h.agent().open_task(child="reviewer")
+    assert refused.value.code == "no_run"
+
+
+def test_a_sub_agent_of_a_run_without_a_task_is_under_the_next_one(h):
+    """Whatever was opened first is what the run's other tasks end with: none of them is left over."""
+    agent = h.run()
+    child = agent.open_task(child="reviewer")
+    later = agent.open_task(branch="later")
+    complete_task(h.broker, child.id, actor="test", reason="completed")
+    with h.store.read() as unit:
+        assert unit.tasks.get(later.id).state is TaskState.COMPLETED
+
+
 def test_a_child_that_was_opened_while_its_parent_ended_ends_too(h):
     agent = h.run()
     root = agent.open_task(branch="root")
@@ -445,3 +478,26 @@ def test_a_life_that_policy_has_shortened_meanwhile_is_the_one_that_is_issued(h)
     h.policy.answer(h.broker.resource(DEV).environment, Outcome.PERMIT, max_ttl=60)
     lease = agent.issue(request).lease
     assert lease.expires_at - h.clock.now() == 60_000
+
+
+def test_nothing_is_asked_for_longer_than_the_task_lasts(h):
+    agent = h.agent()
+    agent.open_task()
+    h.clock.forward(8 * 3600 - 600)
+    assert agent.request(lifetime=3600).lifetime == 600
+
+
+def test_a_task_that_ends_while_policy_decides_asks_nothing(h):
+    agent = h.agent()
+    task = agent.open_task()
+    decide = h.policy.decide
+
+    def meanwhile(question):
+        complete_task(h.broker, task.id, actor="test", reason="completed")
+        return decide(question)
+
+    h.policy.decide = meanwhile
+    with pytest.raises(Expired):
+        agent.request()
+    with h.store.read() as unit:
+        assert unit.requests.list() == []
