@@ -54,6 +54,7 @@ class Home:
             "PATH": f"{PROGRAM.parent}:{kept['PATH']}",
         }
         self.broker = None
+        self.started = []
 
     def run(self, *words, stdin="", **more):
         return subprocess.run(
@@ -62,10 +63,12 @@ class Home:
         )  # fmt: skip
 
     def start(self, *words):
-        return subprocess.Popen(
+        started = subprocess.Popen(
             [PROGRAM, *words], env=self.environment, cwd=self.worktree, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             stdin=subprocess.DEVNULL, text=True,
         )  # fmt: skip
+        self.started.append(started)
+        return started
 
     def with_secret(self, option, *words, secret=None):
         """Run with a pipe on descriptor ``option``: a secret to read, or a place to write one to, which is returned."""
@@ -97,6 +100,10 @@ class Home:
 
     def remove(self):
         self.down()
+        for started in self.started:
+            # Also what a test that failed left running.
+            with started:
+                started.kill()
         shutil.rmtree(self.place)
 
 
@@ -201,6 +208,31 @@ def test_an_init_that_fails_says_why_shows_no_password_and_leaves_nothing(home, 
     assert not home.directory.exists()
     assert files(home.place) == ["work", "work/.git", "work/.git/HEAD", "work/query.py"]
     assert leftovers(server) == before
+
+
+def test_an_enrolment_that_fails_late_opens_again_what_it_closed(home, server, dsn):
+    """The rehearsal finds what nobody may have: a routine that runs as its owner and that everybody may call."""
+    make = (
+        "CREATE FUNCTION public.leak() RETURNS SETOF public.orders "
+        "SECURITY DEFINER LANGUAGE sql AS 'TABLE public.orders'"
+    )
+    public = "SELECT datname FROM pg_database WHERE has_database_privilege('public', oid, 'CONNECT') ORDER BY 1"
+    with server.connect("shop") as connection:
+        connection.execute(make)
+    with server.connect() as connection:
+        before = connection.execute(public).fetchall()
+    try:
+        done = home.run(*INIT, "--close-other-databases", "--admin-dsn-stdin", stdin=dsn)
+    finally:
+        with server.connect("shop") as connection:
+            connection.execute("DROP FUNCTION public.leak()")
+    assert done.returncode == 1
+    assert "[target_unfit]" in done.stderr
+    assert "leak" in done.stdout
+    assert not home.directory.exists()
+    with server.connect() as connection:
+        assert connection.execute(public).fetchall() == before
+        assert connection.execute("SELECT 1 FROM pg_roles WHERE rolname ~ '^taskpass_'").fetchall() == []
 
 
 def test_a_password_in_the_command_line_is_refused_before_anything_is_made(home):

@@ -51,6 +51,7 @@ def founding(
     if directory.exists() and any(directory.iterdir()):
         raise Conflict(f"{directory} is not empty and is no broker's directory", hint="name another with --directory")
     directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _remove_abandoned(directory)
     place = directory.with_name(f".{directory.name}.{os.getpid()}.new")
     place.mkdir(mode=0o700)
     try:
@@ -60,6 +61,14 @@ def founding(
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
         raise
+
+
+def _remove_abandoned(directory: Path) -> None:
+    """What an earlier ``init`` left behind when it was killed; its process id is in the name."""
+    for found in directory.parent.glob(f".{directory.name}.*.new"):
+        number = found.name.rsplit(".", 2)[1]
+        if number.isdigit() and not Path(f"/proc/{number}").exists():
+            shutil.rmtree(found, ignore_errors=True)
 
 
 def _fill(place: Path, founder: Founder, trust_domain: str, *, demo: bool, clock: Clock, entropy: Entropy) -> Secret:

@@ -68,6 +68,7 @@ def command(
         try:
             # The run's private directory is made by the broker; only now is it known and can be shown to the agent.
             place = Path(str(prepared["directory"]))
+            around = launch.surroundings(directory, runtime_directory(), others=[Path(p) for p in prepared["hide"]])
             plan = make_plan(around, run_directory=place, worktree=worktree, directory=here, account=account)
             calls = (launch.HELLO, launch.Call("open_task", opening, {"TASKPASS_TASK": "task"}))
             return launch.launch(plan, agent, dict(os.environ), calls=calls)

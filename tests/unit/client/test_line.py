@@ -176,7 +176,7 @@ def test_a_second_call_on_an_open_connection_waits_for_nothing(path):
                 theirs.recv(65536)
                 theirs.sendall(b'{"id":%d,"result":{}}\n' % number)
 
-        served = threading.Thread(target=answer)
+        served = threading.Thread(target=answer, daemon=True)
         served.start()
         client.call("status", timeout=30)
         started = time.monotonic()
