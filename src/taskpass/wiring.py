@@ -134,7 +134,9 @@ class Assembled:
                 end_run(self.broker, run.id, reason="gone_while_broker_was_away")
 
     def _health(self) -> Mapping[str, object]:
-        fitness = self.fitness.results()
+        """Targets are looked at now, side by side: what was true half a minute ago is no answer to *does it hold*."""
+        with ThreadPoolExecutor(max(1, len(self.broker.issuers)), thread_name_prefix="health") as pool:
+            fitness = dict(zip(self.broker.issuers, pool.map(self.fitness.check, self.broker.issuers), strict=True))
         return {
             "resources": {
                 name: {
@@ -183,7 +185,9 @@ def assemble(directory: Path, loop: asyncio.AbstractEventLoop, *, runtime: Path 
     )
     runtime = private_directory(runtime or runtime_directory())
     root = config.broker.allow_root_agents
-    attestor = LocalAttestor(directory.resolve(), allow_root=root)
+    attestor = LocalAttestor(
+        directory.resolve(), allow_root=root, others=tuple(p.resolve() for p in config.other_directories)
+    )
     issuers, watcher, reserve = IssuerPool(config, store), ProcessWatcher(), Reserve(directory / "reserve")
     servers_of_agents = LineServers(loop, ThreadPoolExecutor(AGENT_THREADS, thread_name_prefix="agent"))
     broker: Broker
@@ -278,7 +282,10 @@ async def _serve(directory: Path, runtime: Path | None) -> int:
 @contextlib.contextmanager
 def _only_broker(lock: Path) -> Generator[None]:
     """Two brokers on one directory would each think that it alone serves the endpoints: the second is refused."""
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise ConfigInvalid(f"cannot use {lock}: {error.strerror}", code="directory_unusable") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -113,3 +113,10 @@ class Config:
     @property
     def policy_directory(self) -> Path:
         return self.directory / "policy"
+
+    @property
+    def other_directories(self) -> tuple[Path, ...]:
+        """Where else something of the broker's lies that no agent may see: a store outside ``directory``."""
+        _, slashes, path = self.broker.store.partition("sqlite:///")
+        place = Path(path).parent if slashes else self.directory
+        return () if place.is_relative_to(self.directory) else (place,)

@@ -87,7 +87,7 @@ class PeopleMethods:
         return {
             "run": run.run,
             "directory": run.directory,
-            "hide": [str(self._broker.config.directory), self._broker.runtime_directory],
+            "hide": [str(place) for place in self._broker.config.other_directories],
         }
 
     def _end_run(self, params: Params, peer: Peer) -> dict[str, object]:
