@@ -22,8 +22,8 @@ VERB = Verb(
     path="task open",
     summary="Open a task, or find the open one",
     about=(
-        "Prints the task's id. What is said about repository, branch and ticket counts as claimed. A sub-agent that is\n"
-        "a process of its own opens a task under the run's with --child, and works in it by TASKPASS_TASK."
+        "Prints the task's id. What is said about repository, branch and ticket counts as claimed. A sub-agent\n"
+        "that is a process of its own opens a task under the run's with --child, and works in it by TASKPASS_TASK."
     ),
     run=_run,
     options=(
