@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from taskpass.broker.context import Broker
 from taskpass.broker.debt import refuse_debtors
-from taskpass.broker.request_access import digest_of, own_request, question
+from taskpass.broker.request_access import decide, digest_of, own_request
 from taskpass.broker.review_request import count_votes
 from taskpass.broker.take_back import close_lease, take_back
 from taskpass.core.approval import Tally
@@ -87,9 +87,7 @@ def _record_intent(broker: Broker, caller: Caller, request_id: RequestId) -> _In
     refuse_debtors(broker, task, request.scope.resource)
     resource = broker.resource(request.scope.resource)
     broker.fitness.demand(resource.name)
-    decision = broker.policy.decide(
-        question(broker, task, resource, request.manifest, request.lifetime, request.reason)
-    )
+    decision = decide(broker, task, resource, request.manifest, request.lifetime, request.reason)
     _demand_not_denied(broker, request, decision)
     with broker.store.write() as unit:
         request = unit.requests.get(request_id)

@@ -63,10 +63,14 @@ def _inside_run(
     _demand_room(open_tasks)
     # The run's own task is the one without parents; by time alone a tie could make a child the root.
     root = min(open_tasks, key=lambda task: (len(task.principal.parents), task.opened_at), default=None)
+    whole = after(now, TASK_SECONDS)
+    if root is None and child is not None:
+        # A sub-agent's name is a claim; at the root nothing would stand above it.
+        root = _add(broker, unit, caller, facts, now, whole, run.sponsor, run.tool, run.id, ())
     parents = (*root.principal.parents, root.id) if root else ()
     if len(parents) >= MAX_DEPTH:
         raise Denied("tasks are nested too deeply", hint="complete the inner task first", code="too_deep")
-    end = min(after(now, TASK_SECONDS), root.expires_at) if root else after(now, TASK_SECONDS)
+    end = min(whole, root.expires_at) if root else whole
     return _add(broker, unit, caller, facts, now, end, run.sponsor, child or run.tool, run.id, parents)
 
 

@@ -5,7 +5,7 @@ each time a recorded decision.
 from __future__ import annotations
 
 from taskpass.broker.context import Broker
-from taskpass.broker.request_access import question
+from taskpass.broker.request_access import decide
 from taskpass.broker.take_back import take_back
 from taskpass.core.audit import Event
 from taskpass.core.clock import SECOND, Instant, after, seconds_between
@@ -85,7 +85,7 @@ def _decide(broker: Broker, task: Task, request: AccessRequest, grant: Grant) ->
     manifest = broker.issuer(grant.resource).resolve(request.scope)
     if manifest.digest() != grant.asked:
         raise ManifestChanged("the rights behind this lease have changed")
-    return broker.policy.decide(question(broker, task, resource, manifest, request.lifetime, request.reason))
+    return decide(broker, task, resource, manifest, request.lifetime, request.reason)
 
 
 def _extend(broker: Broker, lease: Lease, request: AccessRequest, grant: Grant, decision: Decision) -> bool:

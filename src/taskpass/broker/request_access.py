@@ -10,7 +10,15 @@ from taskpass.broker.open_task import own_task
 from taskpass.config.model import Resource
 from taskpass.core.audit import Event
 from taskpass.core.clock import Instant, after, seconds_between
-from taskpass.core.decision import ABSOLUTE_MAX_TTL, DEFAULT_TTL, PRODUCTION_TTL, Decision, Obligations, Outcome
+from taskpass.core.decision import (
+    ABSOLUTE_MAX_TTL,
+    DEFAULT_TTL,
+    PRODUCTION_TTL,
+    Decision,
+    Obligations,
+    Outcome,
+    strictest,
+)
 from taskpass.core.errors import Conflict, Denied, Expired, InvalidInput, NotFound
 from taskpass.core.guard import demand_sane_clock
 from taskpass.core.ids import RequestId
@@ -69,9 +77,24 @@ def request_access(
     if manifest.empty:
         return _record_nothing_left(broker, task, offered, scope, manifest, reason)
     wanted = _wanted(lifetime, offered.environment)
-    decision = broker.policy.decide(question(broker, task, offered, manifest, wanted, reason))
+    decision = decide(broker, task, offered, manifest, wanted, reason)
     with broker.store.write() as unit:
         return _record(broker, unit, task, offered, scope, manifest, wanted, reason, decision)
+
+
+def decide(broker: Broker, task: Task, resource: Resource, manifest: Manifest, lifetime: int, reason: str) -> Decision:
+    """What policy says about this task *and* about each that it was opened inside: a child never gets more (I8).
+
+    A sub-agent's name is its own claim, so a rule for that name must not open what the run's own agent is refused. The
+    lowest outcome holds, under the duties of all.
+    """
+    with broker.store.read() as unit:
+        chain = [task, *(unit.tasks.get(parent) for parent in task.principal.parents)]
+    decisions = [broker.policy.decide(question(broker, each, resource, manifest, lifetime, reason)) for each in chain]
+    if len(decisions) == 1:
+        return decisions[0]
+    lowest = min(decisions, key=lambda decision: decision.outcome)
+    return replace(lowest, obligations=strictest(decision.obligations for decision in decisions))
 
 
 def question(

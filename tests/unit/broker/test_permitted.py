@@ -26,7 +26,7 @@ from taskpass.core.errors import (
 from taskpass.core.ids import RequestId, TaskId
 from taskpass.core.lease import LeaseState
 from taskpass.core.request import RequestState
-from taskpass.core.separation import Separation
+from taskpass.core.separation import Environment, Separation
 from taskpass.core.task import TaskState
 from taskpass.testing.broker import DEV, PRODUCTION, STAGING
 from taskpass.testing.unkind_issuer import LoginRefused
@@ -231,20 +231,76 @@ def test_a_sub_agent_has_an_identity_and_a_task_of_its_own_and_ends_with_its_par
     assert {h.lease(item.id).state for item in (kept, other)} == {LeaseState.CLOSED}
 
 
+class TestAChildNeverGetsMore:
+    """Its name is its own claim: a rule for that name opens nothing that the run's agent is refused."""
+
+    @pytest.fixture
+    def agent(self, h):
+        decide = h.policy.decide
+
+        def by_tool(question):
+            decision = decide(question)
+            if question.task.principal.tool == "trusted":
+                return replace(decision, outcome=Outcome.PERMIT, code="test_permit")
+            return decision
+
+        h.policy.decide = by_tool
+        return h.run()
+
+    @pytest.mark.parametrize(
+        ("outcome", "state"),
+        [(Outcome.DENY, RequestState.DENIED), (Outcome.NEEDS_APPROVAL, RequestState.PENDING)],
+    )
+    def test_when_it_asks(self, h, agent, outcome, state):
+        agent.open_task()
+        child = agent.open_task(child="trusted")
+        h.policy.answer(Environment.DEV, outcome, approvers=frozenset({"dba"}))
+        assert agent.request(task_id=child.id).state is state
+
+    def test_when_it_is_issued(self, h, agent):
+        agent.open_task()
+        request = agent.request(task_id=agent.open_task(child="trusted").id)
+        h.policy.answer(Environment.DEV, Outcome.DENY)
+        with pytest.raises(Denied):
+            agent.issue(request)
+
+    def test_when_it_is_renewed(self, h, agent):
+        agent.open_task()
+        lease = agent.lease(lifetime=60, task_id=agent.open_task(child="trusted").id)
+        h.policy.answer(Environment.DEV, Outcome.DENY)
+        h.settle(62)
+        assert h.lease(lease.id).renewals == 0
+
+    def test_in_duties(self, h, agent):
+        agent.open_task()
+        decide = h.policy.decide
+
+        def longer_for_the_child(question):
+            decision = decide(question)
+            seconds = 3600 if question.task.principal.parents else 60
+            return replace(decision, obligations=replace(decision.obligations, max_ttl=seconds))
+
+        h.policy.decide = longer_for_the_child
+        assert agent.request(lifetime=3600, task_id=agent.open_task(child="trusted").id).lifetime == 60
+
+
 def test_outside_a_run_there_are_no_sub_agents(h):
     with pytest.raises(Conflict) as refused:
         h.agent().open_task(child="reviewer")
     assert refused.value.code == "no_run"
 
 
-def test_a_sub_agent_of_a_run_without_a_task_is_under_the_next_one(h):
-    """Whatever was opened first is what the run's other tasks end with: none of them is left over."""
+def test_a_sub_agent_that_comes_first_is_still_under_the_runs_own_task(h):
+    """Nothing that names itself is the root of a run."""
     agent = h.run()
-    child = agent.open_task(child="reviewer")
-    later = agent.open_task(branch="later")
-    complete_task(h.broker, child.id, actor="test", reason="completed")
+    child = agent.open_task(child="trusted")
+    (root_id,) = child.principal.parents
     with h.store.read() as unit:
-        assert unit.tasks.get(later.id).state is TaskState.COMPLETED
+        root = unit.tasks.get(root_id)
+    assert (root.principal.tool, root.principal.parents) == ("claude-code", ())
+    complete_task(h.broker, root_id, actor="test", reason="completed")
+    with h.store.read() as unit:
+        assert unit.tasks.get(child.id).state is TaskState.COMPLETED
 
 
 def test_a_child_that_was_opened_while_its_parent_ended_ends_too(h):
