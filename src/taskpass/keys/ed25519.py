@@ -101,5 +101,5 @@ def _public_part(line: str) -> str:
     public = text.removeprefix(AUDIT_PREFIX)
     raw = decode(public, KEY_BYTES)
     if not text.startswith(AUDIT_PREFIX) or raw is None or _low_order(raw):
-        raise InvalidInput("not an audit key", hint=f"it looks like {AUDIT_PREFIX}… and taskpass keys show prints it")
+        raise InvalidInput("not an audit key", hint=f"it looks like {AUDIT_PREFIX}… and taskpass keys ls prints it")
     return public
