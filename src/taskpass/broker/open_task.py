@@ -56,13 +56,17 @@ def _inside_run(
 ) -> Task:
     assert caller.run is not None
     run = _live_run(unit, caller.run)
-    open_tasks = unit.tasks.list(state=TaskState.OPEN, run=run.id)
+    # The run's own task is the one without parents; by time alone a tie could make a child the root.
+    open_tasks = sorted(
+        unit.tasks.list(state=TaskState.OPEN, run=run.id),
+        key=lambda task: (len(task.principal.parents), task.opened_at),
+    )
     for task in open_tasks:
-        if child is None and (task.repository, task.branch, task.ticket) == facts:
+        same = (task.repository, task.branch, task.ticket) == facts and task.principal.tool == run.tool
+        if child is None and same:
             return task
     _demand_room(open_tasks)
-    # The run's own task is the one without parents; by time alone a tie could make a child the root.
-    root = min(open_tasks, key=lambda task: (len(task.principal.parents), task.opened_at), default=None)
+    root = open_tasks[0] if open_tasks else None
     whole = after(now, TASK_SECONDS)
     if root is None and child is not None:
         # A sub-agent's name is a claim; at the root nothing would stand above it.

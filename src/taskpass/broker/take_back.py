@@ -261,6 +261,7 @@ def clean_lease(broker: Broker, lease_id: LeaseId) -> bool:
         lease = unit.leases.get(lease_id)
     if lease.state is not LeaseState.CLOSED:
         return lease.state is LeaseState.CLEANED
+    _cut(broker, lease_id)
     sweep_again(broker, lease_id)
     if not broker.issuer_of(lease.target).clean(lease.role):
         return False

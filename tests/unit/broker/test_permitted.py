@@ -219,6 +219,7 @@ def test_a_sub_agent_has_an_identity_and_a_task_of_its_own_and_ends_with_its_par
     root = agent.open_task()
     first, second = (agent.open_task(child="reviewer") for _ in range(2))
     assert len({root.id, first.id, second.id}) == 3
+    assert agent.open_task().id == root.id, "the same words name the run's own task, not its sub-agent's"
     assert len({task.principal.spiffe_id for task in (root, first, second)}) == 3
     assert first.principal.sponsor == root.principal.sponsor
     assert first.principal.limit_key("r") == root.principal.limit_key("r"), "a new name brings no fresh limits"

@@ -92,6 +92,17 @@ class TestRevoking:
         assert {h.lease(lease.id).state for lease in leases} == {LeaseState.CLOSED}
         assert not any(session.alive for session in sessions)
 
+    @pytest.mark.parametrize("away", [False, True])
+    def test_an_endpoint_that_did_not_close_is_tried_again_until_nothing_is_left(self, h, away):
+        _, lease, _ = leased(h)
+        h.endpoints.broken = True
+        h.servers[DEV].down = away
+        revoke_all(h)
+        assert lease.id in h.endpoints.open_orders
+        h.endpoints.broken = False
+        h.settle(3)
+        assert h.endpoints.open_orders == {}
+
     def test_names_the_orderer_even_if_that_is_all_that_can_be_recorded(self, h):
         leased(h)
         revoke_all(h)
