@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from functools import cache
 from typing import Any, TypeVar
 
-from sqlalchemy import Table, bindparam, insert, select, update
+from sqlalchemy import Select, Table, bindparam, insert, select, update
 
 from taskpass.core import machine
 from taskpass.core.errors import Conflict, InvalidInput, NotFound
@@ -22,10 +23,21 @@ def add(session: Session, table: Table, row: Mapping[str, Any]) -> None:
 
 def get(session: Session, table: Table, key: str, what: str) -> Row:
     """The row; raises ``NotFound``."""
-    row = session.first(select(table).where(table.c.id == bindparam("key")), {"key": key})
+    row = session.first(_by_id(table), {"key": key})
     if row is None:
         raise NotFound(f"no such {what}")
     return row
+
+
+@cache
+def _by_id(table: Table) -> Select[Any]:
+    return select(table).where(table.c.id == bindparam("key"))
+
+
+@cache
+def _state_for_update(table: Table) -> Select[Any]:
+    """FOR UPDATE is no word of SQLite, where the whole database is locked already; other engines lock the row."""
+    return select(table.c.state).where(table.c.id == bindparam("key")).with_for_update()
 
 
 def advance(
@@ -42,8 +54,7 @@ def advance(
     Raises ``NotFound``, ``IllegalTransition``, or ``Conflict`` if the row moved between reading and writing.
     """
     states = type(next(iter(rules)))
-    # FOR UPDATE is no word of SQLite, where the whole database is locked already; other engines lock the row.
-    row = session.first(select(table.c.state).where(table.c.id == bindparam("key")).with_for_update(), {"key": key})
+    row = session.first(_state_for_update(table), {"key": key})
     if row is None:
         raise NotFound(f"no such {what}")
     before = states(row["state"])

@@ -34,6 +34,7 @@ class SqlUnit:
     def __init__(self, session: Session, signer: Signer | None) -> None:
         self._session = session
         self._installation: Installation | None = None
+        self._time: Instant | None = None
         self.runs = SqlRuns(session)
         self.tasks = SqlTasks(session)
         self.requests = SqlRequests(session)
@@ -59,6 +60,12 @@ class SqlUnit:
         return self._installation
 
     def see_time(self, now: Instant) -> Instant:
+        """One unit of work happens at one time: the first call settles it."""
+        if self._time is None:
+            self._time = self._settle(now)
+        return self._time
+
+    def _settle(self, now: Instant) -> Instant:
         seen = self.installation.latest_seen
         if now <= seen:
             return seen
