@@ -236,6 +236,19 @@ class TestCleaning:
         assert "lease.incident" in h.events()
         assert h.usable() == set()
 
+    def test_closes_again_what_the_late_sweep_found_open(self, h):
+        _, lease, _ = leased(h)
+        h.tick()
+        revoke_all(h)
+        server = h.servers[DEV]
+        server.block_all = True
+        role = server.roles[lease.role]
+        role.login, role.password = True, "survivor"
+        server.login(lease.role, "survivor")
+        h.settle(3)
+        assert not role.login
+        assert role.password is None
+
     def test_loses_no_incident_when_the_store_cannot_be_written(self, h):
         _, lease, _ = leased(h)
         h.tick()
