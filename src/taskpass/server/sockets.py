@@ -27,12 +27,23 @@ def private_directory(path: Path, *, reader_uid: int | None = None) -> Path:
     Raises ``ConfigInvalid`` when it exists as something else: a link, a file, another owner, or writable by others.
     """
     mode = _PRIVATE if reader_uid in (None, os.geteuid()) else _PASSABLE
-    path.parent.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        path.mkdir(mode=_PRIVATE)
-    _demand_ours(path, wider_than=0o022)
-    path.chmod(mode)
+    try:
+        path.parent.mkdir(mode=_PRIVATE, parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=_PRIVATE)
+        _demand_ours(path, wider_than=0o022)
+        path.chmod(mode)
+    except OSError as error:
+        raise _unusable(path, error) from None
     return path
+
+
+def _unusable(path: Path, error: OSError) -> ConfigInvalid:
+    return ConfigInvalid(
+        f"cannot use {path}: {error.strerror}",
+        code="directory_unusable",
+        hint="check the owner and mode of what lies above it, and that the disk is writable and has room",
+    )
 
 
 def bind_unix(path: Path, *, mode: int = 0o600, uid: int | None = None) -> socket.socket:
@@ -74,7 +85,7 @@ def _demand_ours(path: Path, *, wider_than: int) -> None:
     try:
         found = path.lstat()
     except OSError as error:
-        raise ConfigInvalid(f"cannot use {path}: {error.strerror}") from None
+        raise _unusable(path, error) from None
     if not stat.S_ISDIR(found.st_mode):
         raise ConfigInvalid(f"not a directory: {path}", hint="remove it, or set TASKPASS_RUNTIME_DIR")
     if found.st_uid != os.geteuid() or found.st_mode & wider_than:
