@@ -57,6 +57,7 @@ class Stage:
     servers: dict[str, EmbeddedServer] = field(init=False, default_factory=dict[str, EmbeddedServer])
     broker: subprocess.Popen[bytes] | None = field(init=False, default=None)
     founder: Person = field(init=False)
+    broker_place: Path | None = field(init=False, default=None)
 
     def __enter__(self) -> Self:
         self.root = Path(tempfile.mkdtemp(prefix="tp-", dir="/tmp"))  # short: a socket path has at most 107 bytes
@@ -78,7 +79,8 @@ class Stage:
 
     @property
     def directory(self) -> Path:
-        return self.root / "broker"
+        """The broker's; ``broker_place`` puts it elsewhere than below ``root``."""
+        return self.broker_place or self.root / "broker"
 
     @property
     def runtime(self) -> Path:
