@@ -21,9 +21,10 @@ def command(directory: Path, as_json: bool) -> int:
     """Say whether the policies would be loaded, and what an operator should know about them."""
     from taskpass.config.load import load
     from taskpass.policy import explain
+    from taskpass.runtime.system import SystemClock
 
     config = load(directory)
-    found = explain.check(config.policy_directory, config.people.groups)
+    found = explain.check(config.policy_directory, config.people.groups, now=SystemClock().now())
     findings = [Finding("policy", _SEVERITIES[item.mark.value], item.what, item.hint) for item in found]
     if as_json:
         show_json([item.to_json() for item in found])
