@@ -590,6 +590,18 @@ class TestRenewal:
         assert not server.roles[lease.role].login
         assert h.lease(lease.id).state is LeaseState.CLOSED
 
+    def test_does_not_open_again_what_was_taken_back_and_is_not_recorded_yet(self, h):
+        _, lease, session = leased(h, lifetime=60)
+        h.clock.forward(45)
+        h.store.down = "store_readonly"
+        with suppress(StoreUnavailable):
+            revoke_all(h)
+        h.store.down = ""
+        assert h.lease(lease.id).state is LeaseState.ACTIVE
+        assert renew_leases(h.broker) == 0
+        assert not session.alive
+        assert h.usable() == set()
+
 
 class TestWider:
     @pytest.mark.parametrize(
