@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from psycopg import sql
 
 from taskpass.core.secret import Secret
 from taskpass.testing.postgres import EmbeddedServer, available
+from tests.missing import missing
 
 VERSIONS = (15, 16, 18)
 _numbers = itertools.count(1)
@@ -85,9 +85,7 @@ class Database:
 def _require(version: int) -> None:
     if version in available():
         return
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"PostgreSQL {version} is not installed, and CI must run on it", pytrace=False)
-    pytest.skip(f"PostgreSQL {version} is not installed on this machine")
+    missing(f"PostgreSQL {version} is not installed on this machine")
 
 
 @pytest.fixture(scope="session")

@@ -8,13 +8,14 @@ from taskpass.core.errors import SandboxUnavailable
 from taskpass.sandbox.detect import detect
 from taskpass.testing.postgres import available
 from tests.acceptance.actors import Small
+from tests.missing import missing
 
 
 @pytest.fixture(scope="module")
 def installation():
     """One installation with one dev database."""
     if 16 not in available():
-        pytest.skip("PostgreSQL 16 is not installed on this machine")
+        missing("PostgreSQL 16 is not installed on this machine")
     with Small(durable=False) as made:
         yield made.prepare()
 
@@ -42,4 +43,4 @@ def sandboxed():
     try:
         return detect()
     except SandboxUnavailable as error:
-        pytest.skip(f"no sandbox works here: {error.message}")
+        missing(f"no sandbox works here: {error.message}")

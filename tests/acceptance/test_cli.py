@@ -26,6 +26,7 @@ pytestmark = pytest.mark.service
 
 QUERY = """
 import os, psycopg, sys
+from tests.missing import missing
 with psycopg.connect(os.environ["DATABASE_URL"]) as connection:
     for table in sys.argv[1:]:
         try:
@@ -121,7 +122,7 @@ def wait_for(found, seconds=SECONDS):
 def server():
     """A server of this module's own: enrolling for staging closes the cluster's other databases."""
     if 16 not in available():
-        pytest.skip("PostgreSQL 16 is not installed on this machine")
+        missing("PostgreSQL 16 is not installed on this machine")
     made = EmbeddedServer(16, durable=False)
     made.start()
     yield made
@@ -181,7 +182,7 @@ def sandbox():
     try:
         return detect()
     except SandboxUnavailable as error:
-        pytest.skip(f"no sandbox works here: {error.message}")
+        missing(f"no sandbox works here: {error.message}")
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from taskpass.core.separation import Separation
 from taskpass.identity.namespaces import find_init
 from taskpass.identity.probe import probe
 from taskpass.identity.process import Process
+from tests.missing import missing
 
 SOURCE = Path(__file__).parents[2] / "src/taskpass"
 USER = 4321
@@ -151,7 +152,7 @@ class Place:
 @pytest.fixture(params=KINDS)
 def place(request, package):
     if not works(request.param):
-        pytest.skip(f"{request.param} does not work here")
+        missing(f"{request.param} does not work here")
     made = Place(request.param, package)
     yield made
     made.close()
@@ -162,7 +163,7 @@ def one_place(package):
     """The first kind that works here, for what does not depend on the kind."""
     kind = next((kind for kind in KINDS if works(kind)), None)
     if kind is None:
-        pytest.skip("no kind works here")
+        missing("no kind of sandbox works here")
     made = Place(kind, package)
     yield made
     made.close()
