@@ -17,6 +17,7 @@ import pytest
 from taskpass.core.errors import SandboxUnavailable
 from taskpass.sandbox.detect import detect
 from taskpass.testing.postgres import EmbeddedServer, available
+from tests.missing import missing
 
 PROGRAM = Path(sys.executable).with_name("taskpass")
 CANARY = "c4n4ry-p4ssw0rd"

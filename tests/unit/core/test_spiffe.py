@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from taskpass.core.errors import InvalidInput
 from taskpass.core import spiffe
+from taskpass.core.errors import InvalidInput
 
 
 def test_an_agent_id_is_built_and_parsed_back():
