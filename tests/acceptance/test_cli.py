@@ -27,7 +27,6 @@ pytestmark = pytest.mark.service
 
 QUERY = """
 import os, psycopg, sys
-from tests.missing import missing
 with psycopg.connect(os.environ["DATABASE_URL"]) as connection:
     for table in sys.argv[1:]:
         try:
