@@ -300,15 +300,16 @@ class TestWritingOff:
         with pytest.raises(Conflict):
             write_off(h.broker, lease.id, actor="human:ana", reason="x")
 
-    def test_does_not_hide_a_target_that_comes_back(self, h):
+    @pytest.mark.parametrize("how", ["down", "unprovable"])
+    def test_does_not_hide_a_target_that_comes_back(self, h, how):
         _, lease, _ = leased(h)
         server = h.servers[DEV]
         h.tick()
-        server.down = True
+        setattr(server, how, True)
         revoke_all(h)
         write_off(h.broker, lease.id, actor="human:ana", reason="x")
-        server.down = False
-        assert lease.role in server.usable()
+        setattr(server, how, False)
+        assert lease.role in server.roles
         h.settle(31)
         assert server.roles == {}
         assert h.lease(lease.id).state is LeaseState.CLEANED
