@@ -108,8 +108,14 @@ class Small(Stage):
         until(lambda: not self.call("leases")["leases"], what="everything closed")
 
 
+opened = []
+"""Connections of the test that runs; the fixtures close them."""
+
+
 def connect(lease):
-    return psycopg.connect(lease["endpoint"]["dsn"], autocommit=True, connect_timeout=10)
+    connection = psycopg.connect(lease["endpoint"]["dsn"], autocommit=True, connect_timeout=10)
+    opened.append(connection)
+    return connection
 
 
 def met(connection, statement="SELECT 1"):
@@ -192,13 +198,15 @@ class Puppet:
     """A program in the sandbox of ``taskpass run`` that does what it is told, line by line."""
 
     def __init__(self, stage, *words):
-        stage.root.joinpath("work").mkdir(exist_ok=True)
+        work = stage.root / "work"
+        work.mkdir(exist_ok=True)
+        work.chmod(0o777)  # As root the agent has an account of its own.
         self.log = stage.root / "puppet.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [*TASKPASS, "run", "--tool", "puppet", *words, "--", sys.executable, "-I", "-c", _PUPPET],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-                env=stage.environment(), cwd=stage.root / "work",
+                env=stage.environment(), cwd=work,
             )  # fmt: skip
         try:
             self.task = self.call("status")["task"]

@@ -7,7 +7,7 @@ import pytest
 from taskpass.core.errors import SandboxUnavailable
 from taskpass.sandbox.detect import detect
 from taskpass.testing.postgres import available
-from tests.acceptance.actors import Small
+from tests.acceptance.actors import Small, opened
 from tests.missing import missing
 
 
@@ -44,3 +44,11 @@ def sandboxed():
         return detect()
     except SandboxUnavailable as error:
         missing(f"no sandbox works here: {error.message}")
+
+
+@pytest.fixture(autouse=True)
+def closing():
+    """Close what the test opened, and say nothing if the other end did so before."""
+    yield
+    while opened:
+        opened.pop().close()
