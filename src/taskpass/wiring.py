@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import gc
 import logging
 import os
 import platform
@@ -250,6 +251,7 @@ def assemble(directory: Path, loop: asyncio.AbstractEventLoop, *, runtime: Path 
 def run_broker(directory: Path, *, runtime: Path | None = None) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. Raises ``TaskpassError`` if it cannot start."""
     directory = directory.resolve()
+    load(directory)  # before anything is made in it: a wrong place stays as it was
     private_directory(directory / "run")
     with _only_broker(directory / "run" / "lock"), asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_serve(directory, runtime))
@@ -269,13 +271,18 @@ async def _serve(directory: Path, runtime: Path | None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     assembled = await asyncio.to_thread(assemble, directory, loop, runtime=runtime)
-    await asyncio.to_thread(assembled.start)
-    print(f"taskpass is up: {directory}", file=sys.stderr, flush=True)  # noqa: T201 - the one word of an operator's start
-    await stop.wait()
-    print("taskpass is going down: closing what is open", file=sys.stderr, flush=True)  # noqa: T201
-    await assembled.servers_of_agents.close()
-    await assembled.servers_of_people.close()
-    await asyncio.to_thread(assembled.stop)
+    try:
+        await asyncio.to_thread(assembled.start)
+        # What is there by now stays: the collector need not look at it again and again.
+        gc.freeze()
+        print(f"taskpass is up: {directory}", file=sys.stderr, flush=True)  # noqa: T201 - the one word of an operator's start
+        await stop.wait()
+        print("taskpass is going down: closing what is open", file=sys.stderr, flush=True)  # noqa: T201
+    finally:
+        # Also after a start that failed half-way: what it began must not go on in a process that is leaving.
+        await assembled.servers_of_agents.close()
+        await assembled.servers_of_people.close()
+        await asyncio.to_thread(assembled.stop)
     return 0
 
 

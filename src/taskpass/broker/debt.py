@@ -6,6 +6,7 @@ from taskpass.broker.context import Broker
 from taskpass.core.errors import Denied
 from taskpass.core.lease import Lease, LeaseState
 from taskpass.core.task import Task
+from taskpass.store.base import Unit
 
 TARGET_LIMIT = 10
 """Unproven closes on one target, from whatever sponsor, above which it gets no new lease."""
@@ -21,19 +22,21 @@ def list_debt(broker: Broker) -> list[Lease]:
         return unproven(unit.leases.list(states=[LeaseState.CLOSING]))
 
 
-def refuse_debtors(broker: Broker, task: Task, resource: str) -> None:
+def owed(unit: Unit) -> list[tuple[Lease, Task]]:
+    """Every debt with the task that caused it."""
+    return [(lease, unit.tasks.get(lease.task)) for lease in unproven(unit.leases.list(states=[LeaseState.CLOSING]))]
+
+
+def refuse_debtors(debt: list[tuple[Lease, Task]], task: Task, resource: str) -> None:
     """Raise ``Denied`` while the sponsor's own repository, or the target as a whole, owes proofs of closing."""
-    with broker.store.read() as unit:
-        debt = unproven(unit.leases.list(states=[LeaseState.CLOSING]))
-        mine = task.principal.limit_key(task.repository.value)
-        owners = [unit.tasks.get(lease.task) for lease in debt]
-    if any(owner.principal.limit_key(owner.repository.value) == mine for owner in owners):
+    mine = task.principal.limit_key(task.repository.value)
+    if any(owner.principal.limit_key(owner.repository.value) == mine for _, owner in debt):
         raise Denied(
             "an earlier access of yours is not proven closed yet, so nothing new is issued to you",
             hint="wait for it: it is retried until the target answers; taskpass status shows it",
             code="revocation_debt",
         )
-    if sum(lease.target.resource == resource for lease in debt) >= TARGET_LIMIT:
+    if sum(lease.target.resource == resource for lease, _ in debt) >= TARGET_LIMIT:
         raise Denied(
             "too many accesses on this target are not proven closed yet",
             hint="an operator looks at taskpass lease ls --debt",

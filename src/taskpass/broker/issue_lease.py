@@ -11,7 +11,7 @@ from base64 import urlsafe_b64encode
 from dataclasses import dataclass
 
 from taskpass.broker.context import Broker
-from taskpass.broker.debt import refuse_debtors
+from taskpass.broker.debt import owed, refuse_debtors
 from taskpass.broker.request_access import decide, digest_of, own_request
 from taskpass.broker.review_request import count_votes
 from taskpass.broker.take_back import close_lease, take_back
@@ -83,8 +83,9 @@ def _record_intent(broker: Broker, caller: Caller, request_id: RequestId) -> _In
     with broker.store.read() as unit:
         request, task = own_request(broker, unit, caller, request_id)
         now = effective_now(broker.clock.now(), unit.installation.latest_seen)
+        debt = owed(unit)
     _demand_usable(request, now)
-    refuse_debtors(broker, task, request.scope.resource)
+    refuse_debtors(debt, task, request.scope.resource)
     resource = broker.resource(request.scope.resource)
     broker.fitness.demand(resource.name)
     decision = decide(broker, task, resource, request.manifest, request.lifetime, request.reason)
@@ -278,8 +279,10 @@ def _demand_state(broker: Broker, lease: Lease, state: LeaseState) -> tuple[Leas
 
 
 def _endpoint_order(broker: Broker, caller: Caller, intent: _Intent, secret: Secret) -> EndpointOrder:
-    with broker.store.read() as unit:
-        run = unit.runs.get(caller.run) if caller.run else None
+    run = None
+    if caller.run is not None:
+        with broker.store.read() as unit:
+            run = unit.runs.get(caller.run)
     base = run.directory if run else broker.runtime_directory
     return EndpointOrder(
         lease=intent.lease.id,

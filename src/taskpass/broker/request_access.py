@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from taskpass.broker.context import Broker
-from taskpass.broker.debt import refuse_debtors
+from taskpass.broker.debt import owed, refuse_debtors
 from taskpass.broker.open_task import own_task
 from taskpass.config.model import Resource
 from taskpass.core.audit import Event
@@ -70,8 +70,9 @@ def request_access(
     scope = offered.scope(access, only)
     with broker.store.read() as unit:
         task = own_task(broker, unit, caller, task_id)
+        debt = owed(unit)
     _demand_separation(broker, task, offered)
-    refuse_debtors(broker, task, offered.name)
+    refuse_debtors(debt, task, offered.name)
     broker.fitness.demand(offered.name)
     manifest = broker.issuer(offered.name).resolve(scope)
     if manifest.empty:
@@ -88,11 +89,11 @@ def decide(broker: Broker, task: Task, resource: Resource, manifest: Manifest, l
     A sub-agent's name is its own claim, so a rule for that name must not open what the run's own agent is refused. The
     lowest outcome holds, under the duties of all.
     """
+    if not task.principal.parents:
+        return broker.policy.decide(question(broker, task, resource, manifest, lifetime, reason))
     with broker.store.read() as unit:
         chain = [task, *(unit.tasks.get(parent) for parent in task.principal.parents)]
     decisions = [broker.policy.decide(question(broker, each, resource, manifest, lifetime, reason)) for each in chain]
-    if len(decisions) == 1:
-        return decisions[0]
     lowest = min(decisions, key=lambda decision: decision.outcome)
     return replace(lowest, obligations=strictest(decision.obligations for decision in decisions))
 

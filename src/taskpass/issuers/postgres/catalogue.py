@@ -97,17 +97,19 @@ class _Snapshot:
         return found
 
 
-def resolve(connection: Connection, scope: Scope) -> Manifest:
+def resolve(connection: Connection, scope: Scope, *, refuse_public: bool = True) -> Manifest:
     """The manifest that ``scope`` means in the connected database now; the same catalogue gives the same digest.
 
-    Raises ``TargetUnfit`` if PUBLIC may do something there that every lease would inherit, or if the catalogue cannot
-    be read; ``TargetUnavailable`` if the server does not answer.
+    ``refuse_public`` False leaves out what PUBLIC may do besides, which is no part of a manifest: for the granting
+    transaction, which reads back what the account can read, PUBLIC's grants included. Raises ``TargetUnfit`` if
+    PUBLIC may do something there that every lease would inherit, or if the catalogue cannot be read;
+    ``TargetUnavailable`` if the server does not answer.
     """
     with driver_errors("reading the catalogue"):
         snapshot = _read(connection)
         choice = _choose(snapshot, scope)
         columns = _columns(connection, choice.granted)
-        openings = _openings(connection)
+        openings = _openings(connection) if refuse_public else []
     objects, without_columns = _objects(snapshot, scope, choice.granted, columns)
     _refuse(relevant_openings(openings, snapshot.open_schemas | {item.schema for item in objects}))
     return Manifest(
