@@ -12,6 +12,7 @@ import gc
 import logging
 import os
 import platform
+import resource
 import signal
 import sys
 import threading
@@ -250,6 +251,8 @@ def assemble(directory: Path, loop: asyncio.AbstractEventLoop, *, runtime: Path 
 
 def run_broker(directory: Path, *, runtime: Path | None = None) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. Raises ``TaskpassError`` if it cannot start."""
+    # Endpoints' secrets live in this process's memory and nowhere else; a core file would be a place of their own.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     directory = directory.resolve()
     load(directory)  # before anything is made in it: a wrong place stays as it was
     private_directory(directory / "run")
