@@ -44,8 +44,8 @@ def run(figures: Figures) -> None:
 
 
 def _through_the_broker(client: LineClient, task: str, held: list[str]) -> None:
-    asked = client.call("request_access", {"resource": RESOURCE, "task": task})
-    held.append(str(client.call("issue", {"request": asked["request"]})["lease"]))
+    answer = client.call("request_access", {"resource": RESOURCE, "task": task, "connect": True})
+    held.append(str(answer["lease"]["lease"]))
 
 
 def _report(figures: Figures, whole: list[float], steps: list[float], bare: list[float]) -> None:

@@ -48,7 +48,9 @@ class Issued:
 
 
 @dataclass(frozen=True, slots=True)
-class _Intent:
+class Intent:
+    """A lease that is recorded and not yet in the target. ``head`` is the audit head with its record."""
+
     lease: Lease
     grant: Grant
     request: AccessRequest
@@ -63,7 +65,11 @@ def issue_lease(broker: Broker, caller: Caller, request_id: RequestId, *, until_
     ``Expired``, ``ManifestChanged``, ``ObligationUnmet``, ``TargetUnavailable``, ``TargetUnfit`` or
     ``StoreUnavailable``; after any of them nothing usable exists.
     """
-    intent = _record_intent(broker, caller, request_id)
+    return finish(broker, caller, _record_intent(broker, caller, request_id), until_process_ends=until_process_ends)
+
+
+def finish(broker: Broker, caller: Caller, intent: Intent, *, until_process_ends: bool) -> Issued:
+    """Carry a recorded intent out; whatever fails, nothing usable is left. Raises as ``issue_lease``."""
     secret = Secret(urlsafe_b64encode(broker.entropy.bytes(SECRET_BYTES)).decode())
     try:
         with broker.closing.hold(intent.lease.id):
@@ -79,7 +85,7 @@ def issue_lease(broker: Broker, caller: Caller, request_id: RequestId, *, until_
     return Issued(lease, endpoint)
 
 
-def _record_intent(broker: Broker, caller: Caller, request_id: RequestId) -> _Intent:
+def _record_intent(broker: Broker, caller: Caller, request_id: RequestId) -> Intent:
     with broker.store.read() as unit:
         request, task = own_request(broker, unit, caller, request_id)
         now = effective_now(broker.clock.now(), unit.installation.latest_seen)
@@ -93,7 +99,7 @@ def _record_intent(broker: Broker, caller: Caller, request_id: RequestId) -> _In
     with broker.store.write() as unit:
         request = unit.requests.get(request_id)
         _demand_usable(request, broker.now(unit))
-        return _intend(broker, unit, request, task, decision)
+        return intend(broker, unit, request, task, decision)
 
 
 def _demand_usable(request: AccessRequest, now: Instant) -> None:
@@ -124,7 +130,8 @@ def _demand_not_denied(broker: Broker, request: AccessRequest, decision: Decisio
     raise Denied("policy does not permit this any more", hint="ask again, or ask for less", code=decision.code)
 
 
-def _intend(broker: Broker, unit: Unit, request: AccessRequest, task: Task, decision: Decision) -> _Intent:
+def intend(broker: Broker, unit: Unit, request: AccessRequest, task: Task, decision: Decision) -> Intent:
+    """Record that a lease will be made, with the grant it is made under, using the request and its votes up."""
     now = broker.now(unit)
     demand_sane_clock(broker.clock.now(), unit.installation.latest_seen)
     _demand_unchanged(unit, request, task)
@@ -155,11 +162,11 @@ def _intend(broker: Broker, unit: Unit, request: AccessRequest, task: Task, deci
     )
     unit.grants.add(grant)
     unit.approvals.consume(grant.approvals, grant.id)
-    unit.requests.advance(request.id, RequestEvent.FULFIL, now)
+    request = unit.requests.advance(request.id, RequestEvent.FULFIL, now)
     lease = _new_lease(broker, unit, request, grant, ends_at)
     unit.leases.add(lease)
     record = unit.audit.append(_intended(lease, grant, task, decision, counted), now)
-    return _Intent(lease, grant, request, task, f"{record.seq}:{record.hash}")
+    return Intent(lease, grant, request, task, f"{record.seq}:{record.hash}")
 
 
 def _demand_unchanged(unit: Unit, request: AccessRequest, task: Task) -> None:
@@ -236,7 +243,7 @@ def _intended(lease: Lease, grant: Grant, task: Task, decision: Decision, counte
     )
 
 
-def _make(broker: Broker, intent: _Intent, secret: Secret) -> None:
+def _make(broker: Broker, intent: Intent, secret: Secret) -> None:
     """Create, record, enable, in turn with every close of this lease.
 
     Each step demands that the lease was not taken back meanwhile, and lasts no longer than what is left of it by the
@@ -278,7 +285,7 @@ def _demand_state(broker: Broker, lease: Lease, state: LeaseState) -> tuple[Leas
     return lease, left
 
 
-def _endpoint_order(broker: Broker, caller: Caller, intent: _Intent, secret: Secret) -> EndpointOrder:
+def _endpoint_order(broker: Broker, caller: Caller, intent: Intent, secret: Secret) -> EndpointOrder:
     run = None
     if caller.run is not None:
         with broker.store.read() as unit:
@@ -297,7 +304,7 @@ def _endpoint_order(broker: Broker, caller: Caller, intent: _Intent, secret: Sec
     )
 
 
-def _undo(broker: Broker, intent: _Intent, error: BaseException) -> None:
+def _undo(broker: Broker, intent: Intent, error: BaseException) -> None:
     """Nothing usable is left: the lease goes to ``closing`` and is closed now or by the sweeper."""
     code = error.code if isinstance(error, TaskpassError) else "internal"
     with contextlib.suppress(TaskpassError):

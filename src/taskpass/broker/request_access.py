@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from taskpass.broker.context import Broker
 from taskpass.broker.debt import owed, refuse_debtors
@@ -48,39 +48,64 @@ _EVENT = {
 }
 
 
-def request_access(
-    broker: Broker,
-    caller: Caller,
-    *,
-    resource: str,
-    access: str,
-    only: tuple[str, ...] = (),
-    lifetime: int | None = None,
-    reason: str = "",
-    task_id: str | None = None,
-) -> AccessRequest:
-    """The recorded request with its decision: ``approved`` (policy permits), ``pending`` (a person decides) or
-    ``denied``.
-
-    Raises ``Denied`` where there is nothing to record a manifest of (unknown resource, no separation, debt, nothing
-    left to grant), ``InvalidInput`` for malformed input, and what the issuer raises when the target cannot be read.
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a caller asks for, as it came: ``lifetime`` in seconds or None for the usual one;
+    ``reason`` is its words.
     """
-    accept(reason, what="the reason", limit=REASON_BYTES, empty=True)
-    offered = broker.resource(resource)
-    scope = offered.scope(access, only)
+
+    resource: str
+    access: str
+    only: tuple[str, ...] = ()
+    lifetime: int | None = None
+    reason: str = ""
+    task_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A wish with what it means in the target now, and what policy says about that. Nothing is recorded yet."""
+
+    task: Task
+    resource: Resource
+    scope: Scope
+    manifest: Manifest
+    lifetime: int
+    reason: str
+    decision: Decision
+
+
+def request_access(broker: Broker, caller: Caller, wish: Wish) -> AccessRequest:
+    """The recorded request with its decision: ``approved`` (policy permits), ``pending`` (a person decides) or
+    ``denied``. Raises as ``ask``.
+    """
+    asked = ask(broker, caller, wish)
+    with broker.store.write() as unit:
+        return record(broker, unit, asked)
+
+
+def ask(broker: Broker, caller: Caller, wish: Wish) -> Asked:
+    """Resolve and decide.
+
+    Raises ``Denied`` where there is nothing to record a manifest of (unknown resource, no separation, debt),
+    ``InvalidInput`` for malformed input, and what the issuer raises when the target cannot be read.
+    """
+    accept(wish.reason, what="the reason", limit=REASON_BYTES, empty=True)
+    offered = broker.resource(wish.resource)
+    scope = offered.scope(wish.access, wish.only)
     with broker.store.read() as unit:
-        task = own_task(broker, unit, caller, task_id)
+        task = own_task(broker, unit, caller, wish.task_id)
         debt = owed(unit)
     _demand_separation(broker, task, offered)
     refuse_debtors(debt, task, offered.name)
     broker.fitness.demand(offered.name)
     manifest = broker.issuer(offered.name).resolve(scope)
     if manifest.empty:
-        return _record_nothing_left(broker, task, offered, scope, manifest, reason)
-    wanted = _wanted(lifetime, offered.environment)
-    decision = decide(broker, task, offered, manifest, wanted, reason)
-    with broker.store.write() as unit:
-        return _record(broker, unit, task, offered, scope, manifest, wanted, reason, decision)
+        nothing = Decision(Outcome.DENY, "nothing_to_grant", Obligations())
+        return Asked(task, offered, scope, manifest, DEFAULT_TTL, wish.reason, nothing)
+    lifetime = _wanted(wish.lifetime, offered.environment)
+    decision = decide(broker, task, offered, manifest, lifetime, wish.reason)
+    return Asked(task, offered, scope, manifest, lifetime, wish.reason, decision)
 
 
 def decide(broker: Broker, task: Task, resource: Resource, manifest: Manifest, lifetime: int, reason: str) -> Decision:
@@ -144,25 +169,9 @@ def _demand_separation(broker: Broker, task: Task, resource: Resource) -> None:
     )
 
 
-def _record_nothing_left(
-    broker: Broker, task: Task, resource: Resource, scope: Scope, manifest: Manifest, reason: str
-) -> AccessRequest:
-    decision = Decision(Outcome.DENY, "nothing_to_grant", Obligations())
-    with broker.store.write() as unit:
-        return _record(broker, unit, task, resource, scope, manifest, DEFAULT_TTL, reason, decision)
-
-
-def _record(
-    broker: Broker,
-    unit: Unit,
-    task: Task,
-    resource: Resource,
-    scope: Scope,
-    manifest: Manifest,
-    wanted: int,
-    reason: str,
-    decision: Decision,
-) -> AccessRequest:
+def record(broker: Broker, unit: Unit, asked: Asked) -> AccessRequest:
+    """Write the request down with its decision, in the state that follows from it."""
+    task, resource, manifest, decision = asked.task, asked.resource, asked.manifest, asked.decision
     now = broker.now(unit)
     demand_sane_clock(broker.clock.now(), unit.installation.latest_seen)
     if unit.tasks.get(task.id).state is not TaskState.OPEN:
@@ -176,15 +185,15 @@ def _record(
             hint="wait for one, or cancel one",
             code="too_many_pending",
         )
-    lifetime = max(1, min(wanted, decision.obligations.max_ttl, seconds_between(now, task.expires_at)))
+    lifetime = max(1, min(asked.lifetime, decision.obligations.max_ttl, seconds_between(now, task.expires_at)))
     request = AccessRequest(
         id=RequestId(broker.new_id("req")),
         task=task.id,
-        scope=scope,
+        scope=asked.scope,
         environment=resource.environment,
         manifest=manifest,
         lifetime=lifetime,
-        reason=reason,
+        reason=asked.reason,
         decision=decision,
         digest=digest_of(unit, task, resource.name, resource.environment, manifest, lifetime, broker.policy.snapshot),
         separation=task.principal.separation,

@@ -62,14 +62,18 @@ def open_task(client: LineClient, given: Given) -> View:
     )
 
 
-def ask(client: LineClient, given: Given) -> View:
-    """One access request from the options of ``SCOPE``; the answer comes at once."""
+def ask(client: LineClient, given: Given, *, connect: bool = False) -> View:
+    """One access request from the options of ``SCOPE``; the answer comes at once.
+
+    With ``connect`` it holds a ``lease`` already if policy permits.
+    """
     params: View = {
         "resource": given.text("resource"),
         "access": given.text("access", "read"),
         "tables": given.many("table"),
         "reason": given.text("reason"),
         "task": task_of(client, given),
+        "connect": connect,
     }
     if given.flag("ttl"):
         params["ttl"] = seconds(given.text("ttl"), what="--ttl")

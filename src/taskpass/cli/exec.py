@@ -39,19 +39,24 @@ def _run(given: Given) -> int:
         raise InvalidInput("one of --resource and --request is needed", hint="taskpass status lists resources")
     with connect() as client:
         view = _requested(client, given)
-        view = await_decision(client, view, wait)
-        demand_approved(view)
-        lease = client.call("issue", {"request": view["request"], "holder": "process"}, timeout=60)
+        lease = view.get("lease") or _issued(client, view, wait)
         try:
             return run_child(given.rest, environment(dict(os.environ), lease))
         finally:
             _release(client, str(lease["lease"]))
 
 
+def _issued(client: LineClient, view: View, wait: int) -> View:
+    """The lease of a request that was not permitted at once."""
+    view = await_decision(client, view, wait)
+    demand_approved(view)
+    return client.call("issue", {"request": view["request"], "holder": "process"}, timeout=60)
+
+
 def _requested(client: LineClient, given: Given) -> View:
     if given.flag("request"):
         return client.call("request_status", {"request": given.text("request")})
-    return ask(client, given)
+    return ask(client, given, connect=True)
 
 
 def environment(around: dict[str, str], lease: View) -> dict[str, str]:

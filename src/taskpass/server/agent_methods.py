@@ -7,12 +7,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from taskpass import __version__
+from taskpass.broker.acquire import acquire_access
 from taskpass.broker.complete_task import complete_task
 from taskpass.broker.context import Broker
 from taskpass.broker.issue_lease import issue_lease
 from taskpass.broker.open_task import open_task, own_task
 from taskpass.broker.release_lease import release_lease
-from taskpass.broker.request_access import cancel_request, own_request, request_access
+from taskpass.broker.request_access import Wish, cancel_request, own_request, request_access
 from taskpass.broker.runs import bind_run
 from taskpass.core.errors import InvalidInput, NotFound
 from taskpass.core.ids import LeaseId, RequestId, TaskId, parse_id
@@ -94,22 +95,23 @@ class AgentMethods:
         }
 
     def _request_access(self, params: Params, caller: Caller) -> dict[str, object]:
-        resource, access = params.text("resource"), params.text("access", "read")
-        only, lifetime = params.texts("tables"), params.optional_integer("ttl")
-        reason, task_id = params.text("reason", ""), params.optional_text("task")
-        params.done()
-        request = request_access(
-            self._broker,
-            caller,
-            resource=resource,
-            access=access,
-            only=only,
-            lifetime=lifetime,
-            reason=reason,
-            task_id=task_id,
+        wish = Wish(
+            resource=params.text("resource"),
+            access=params.text("access", "read"),
+            only=params.texts("tables"),
+            lifetime=params.optional_integer("ttl"),
+            reason=params.text("reason", ""),
+            task_id=params.optional_text("task"),
         )
+        connect = params.flag("connect")
+        params.done()
+        if connect:
+            request, issued = acquire_access(self._broker, caller, wish, until_process_ends=True)
+        else:
+            request, issued = request_access(self._broker, caller, wish), None
         self._changed.announce()
-        return request_view(request)
+        lease = {"lease": lease_view(issued.lease, issued.endpoint)} if issued else {}
+        return {**request_view(request), **lease}
 
     def _request_status(self, params: Params, caller: Caller) -> dict[str, object]:
         request_id = RequestId(parse_id("req", params.text("request")))

@@ -189,7 +189,7 @@ _MEANING: dict[str, tuple[str, str]] = {
     ),
     "store_full": ("the disk that holds the store is full", "free space; revoking uses the reserve meanwhile"),
     "store_readonly": ("the store cannot be written", "check the file's mode and that the disk is mounted writable"),
-    "store_corrupt": ("the store is damaged", "stop the broker and restore a backup; a restored store takes back and issues nothing"),
+    "store_corrupt": ("the store is damaged", "stop the broker and restore a backup; it takes back and issues nothing"),
     "store_unavailable": ("the store cannot be used", "check the file, its directory and its disk"),
 }
 

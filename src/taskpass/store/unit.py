@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, select, update
+from sqlalchemy import Connection, Engine, bindparam, select, update
 
 from taskpass.audit.witness import Witness
 from taskpass.core.audit import Record
@@ -30,6 +31,12 @@ from taskpass.store.tasks import SqlTasks
 _BATCH = 1000
 
 
+_INSTALLATION = select(installation)
+_SEE_TIME = (
+    update(installation).where(installation.c.latest_seen < bindparam("now")).values(latest_seen=bindparam("now"))
+)
+
+
 class SqlUnit:
     def __init__(self, session: Session, signer: Signer | None) -> None:
         self._session = session
@@ -47,7 +54,7 @@ class SqlUnit:
     @property
     def installation(self) -> Installation:
         if self._installation is None:
-            row = self._session.first(select(installation))
+            row = self._session.first(_INSTALLATION)
             if row is None:
                 raise StoreUnavailable("the store was never set up", hint="run taskpass init", code="store_missing")
             self._installation = Installation(
@@ -69,8 +76,9 @@ class SqlUnit:
         seen = self.installation.latest_seen
         if now <= seen:
             return seen
-        self._session.change(update(installation).where(installation.c.latest_seen < now).values(latest_seen=now))
-        self._installation = None
+        self._session.change(_SEE_TIME, {"now": now})
+        # The write lock is held since the unit began, so nobody else has changed the row.
+        self._installation = replace(self.installation, latest_seen=now)
         return now
 
     def raise_epoch(self, above: int) -> Installation:

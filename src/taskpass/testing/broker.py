@@ -17,11 +17,12 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from taskpass.broker.acquire import acquire_access
 from taskpass.broker.context import Broker
 from taskpass.broker.issue_lease import Issued, issue_lease
 from taskpass.broker.open_task import open_task
 from taskpass.broker.reconcile import demand_known_store, take_back_unserved
-from taskpass.broker.request_access import request_access
+from taskpass.broker.request_access import Wish, request_access
 from taskpass.broker.review_request import Ballot, prepare_vote, vote
 from taskpass.broker.runs import bind_run, prepare_run
 from taskpass.config.model import Access, BrokerSettings, Config, Human, People, Resource
@@ -268,7 +269,11 @@ class Agent:
         )
 
     def request(self, resource: str = DEV, **wishes: Any) -> AccessRequest:
-        return request_access(self.harness.broker, self.caller, resource=resource, access="read", **wishes)
+        return request_access(self.harness.broker, self.caller, Wish(resource, "read", **wishes))
+
+    def acquire(self, resource: str = DEV, **wishes: Any) -> tuple[AccessRequest, Issued | None]:
+        wish = Wish(resource, "read", **wishes)
+        return acquire_access(self.harness.broker, self.caller, wish, until_process_ends=False)
 
     def issue(self, request: AccessRequest, *, until_process_ends: bool = False) -> Issued:
         return issue_lease(self.harness.broker, self.caller, request.id, until_process_ends=until_process_ends)
