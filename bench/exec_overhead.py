@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import subprocess
+import sys
+from pathlib import Path
 
 from bench.common import RESOURCE, Figures, median, milliseconds, stage
-from taskpass.testing.stage import TASKPASS
 
+PROGRAM = Path(sys.executable).with_name("taskpass")
 ROUNDS = 15
 
 
 def run(figures: Figures) -> None:
     with stage() as place:
-        command = [*TASKPASS, "exec", "--resource", RESOURCE, "--access", "read", "--", "true"]
+        command = [str(PROGRAM), "exec", "--resource", RESOURCE, "--access", "read", "--", "true"]
         around = place.environment()
 
         def timed(words: list[str]) -> float:

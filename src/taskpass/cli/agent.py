@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 from taskpass.cli.say import talk
 from taskpass.cli.times import seconds, words
@@ -15,7 +14,13 @@ from taskpass.client.line import LineClient
 from taskpass.config.paths import agent_socket
 from taskpass.core.errors import Denied, Expired, Pending
 
-View = dict[str, Any]
+TYPE_CHECKING = False  # What typing.TYPE_CHECKING is, without importing typing: start-up is a feature.
+if TYPE_CHECKING:
+    from typing import Any
+
+    View = dict[str, Any]
+else:
+    View = dict
 
 POLL_SECONDS = 20
 """How long the broker may hold one question open; the broker allows 45."""

@@ -9,10 +9,13 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TextIO
 
 from taskpass.core.errors import TaskpassError
 from taskpass.core.text import visible
+
+TYPE_CHECKING = False  # What typing.TYPE_CHECKING is, without importing typing: start-up is a feature.
+if TYPE_CHECKING:
+    from typing import TextIO
 
 _NEXT = {
     90: "Do not repeat the same request. Ask for less, or tell your person what you need.",

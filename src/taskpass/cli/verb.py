@@ -1,45 +1,53 @@
 """How a command that must start fast is described and read: standard library only.
 
-One description serves the parser here, the help text, and click (for completions and the reference page). Not for
-commands of operators: those are click commands from the start.
+Plain classes, because importing ``dataclasses`` takes longer than starting Python. One description serves the parser
+here, the help text, and click (for completions and the reference page). Not for commands of operators: those are click
+commands from the start.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 from taskpass.core.errors import InvalidInput
 
 
-@dataclass(frozen=True, slots=True)
 class Option:
     """``--name``. Without ``metavar`` it is a flag; ``many`` may be given several times."""
 
-    name: str
-    help: str
-    metavar: str = ""
-    many: bool = False
-    needed: bool = False
+    __slots__ = ("help", "many", "metavar", "name", "needed")
+
+    def __init__(
+        self,
+        name: str,
+        help: str,  # noqa: A002
+        metavar: str = "",
+        *,
+        many: bool = False,
+        needed: bool = False,
+    ) -> None:
+        self.name, self.help, self.metavar, self.many, self.needed = name, help, metavar, many, needed
 
     @property
     def key(self) -> str:
         return self.name.removeprefix("--").replace("-", "_")
 
 
-@dataclass(frozen=True, slots=True)
 class Argument:
-    name: str
-    help: str
-    needed: bool = True
+    __slots__ = ("help", "name", "needed")
+
+    def __init__(self, name: str, help: str, *, needed: bool = True) -> None:  # noqa: A002
+        self.name, self.help, self.needed = name, help, needed
 
 
-@dataclass(slots=True)
 class Given:
     """What the caller gave. ``rest`` is everything after ``--``."""
 
-    texts: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
-    rest: list[str] = field(default_factory=list[str])
+    __slots__ = ("rest", "texts")
+
+    def __init__(self) -> None:
+        self.texts: dict[str, list[str]] = {}
+        self.rest: list[str] = []
 
     def text(self, key: str, default: str = "") -> str:
         return self.texts.get(key, [default])[-1]
@@ -51,17 +59,24 @@ class Given:
         return key in self.texts
 
 
-@dataclass(frozen=True, slots=True)
 class Verb:
     """``path`` as typed (``task open``); ``rest`` names what follows ``--``, empty if nothing may."""
 
-    path: str
-    summary: str
-    about: str
-    run: Callable[[Given], int]
-    options: tuple[Option, ...] = ()
-    arguments: tuple[Argument, ...] = ()
-    rest: str = ""
+    __slots__ = ("about", "arguments", "options", "path", "rest", "run", "summary")
+
+    def __init__(
+        self,
+        path: str,
+        summary: str,
+        about: str,
+        run: Callable[[Given], int],
+        *,
+        options: tuple[Option, ...] = (),
+        arguments: tuple[Argument, ...] = (),
+        rest: str = "",
+    ) -> None:
+        self.path, self.summary, self.about, self.run = path, summary, about, run
+        self.options, self.arguments, self.rest = options, arguments, rest
 
 
 def parse(verb: Verb, words: Sequence[str]) -> Given | None:

@@ -5,8 +5,6 @@ Standard library only. Texts are kept as they came; whoever prints them makes th
 
 from __future__ import annotations
 
-from typing import cast
-
 from taskpass.core import errors
 from taskpass.core.errors import TaskpassError
 
@@ -17,7 +15,7 @@ def from_wire(found: object) -> TaskpassError:
     """The error in an answer's ``error`` object: its class by ``family``, else by ``code``, else ``Internal``."""
     if not isinstance(found, dict):
         return errors.Internal("the broker's answer is not understood", code="bad_answer")
-    answer = cast("dict[object, object]", found)
+    answer: dict[object, object] = found  # pyright: ignore[reportUnknownVariableType]
     code, family = _text(answer, "code"), _text(answer, "family")
     kinds = {kind.default_code: kind for kind in _kinds(TaskpassError)}
     kind = kinds.get(family) or kinds.get(code) or errors.Internal

@@ -12,10 +12,13 @@ import socket
 import struct
 import time
 from contextlib import suppress
-from typing import Any, Self, cast
 
 from taskpass.client.errors import from_wire
 from taskpass.core.errors import BrokerUnreachable, Internal, InvalidInput, NotAuthenticated, TaskpassError
+
+TYPE_CHECKING = False  # What typing.TYPE_CHECKING is, without importing typing: start-up is a feature.
+if TYPE_CHECKING:
+    from typing import Any, Self
 
 MAX_LINE = 1024 * 1024
 """Bytes of a request or an answer, without the newline."""
@@ -116,14 +119,14 @@ class LineClient:
         except ValueError:
             found = None
         if isinstance(found, dict):
-            answer = cast("dict[str, Any]", found)
+            answer: dict[str, Any] = found  # pyright: ignore[reportUnknownVariableType]
             if "error" in answer:
                 if answer.get("id") is None:
                     self.close()
                 raise from_wire(answer["error"])
             result = answer.get("result")
             if answer.get("id") == self._number and isinstance(result, dict):
-                return cast("dict[str, Any]", result)
+                return result  # pyright: ignore[reportUnknownVariableType]
         self.close()
         raise Internal("the broker's answer is not understood", code="bad_answer", hint="is it another version?")
 

@@ -26,7 +26,9 @@ one of these.
 
 from __future__ import annotations
 
-from typing import ClassVar
+TYPE_CHECKING = False  # What typing.TYPE_CHECKING is, without importing typing: start-up is a feature.
+if TYPE_CHECKING:
+    from typing import ClassVar
 
 
 class TaskpassError(Exception):

@@ -122,6 +122,7 @@ def test_what_is_asked_for_is_what_was_typed(broker):
         "reason": "why",
         "task": "tsk_1",
         "ttl": 300,
+        "connect": True,
     }
     assert broker.named("request_access") == [asked]
 
