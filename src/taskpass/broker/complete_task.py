@@ -100,9 +100,11 @@ def _end(broker: Broker, unit: Unit, task: Task, actor: str, reason: str) -> Non
     )
 
 
-def end_leases(broker: Broker, lease_ids: list[LeaseId], *, reason: str, actor: str) -> list[Lease]:
-    """Take back and close side by side; the leases as they stand afterwards."""
-    take_back(broker, lease_ids, reason=reason, actor=actor)
+def end_leases(
+    broker: Broker, lease_ids: list[LeaseId], *, reason: str, actor: str, writable: bool = True
+) -> list[Lease]:
+    """Take back and close side by side; the leases as they stand afterwards. ``writable`` as in ``take_back``."""
+    take_back(broker, lease_ids, reason=reason, actor=actor, writable=writable)
     return close_all(broker, lease_ids)
 
 

@@ -58,11 +58,12 @@ def _meant(selector: Selector, lease: Lease, task: Task) -> bool:
 def revoke(broker: Broker, selector: Selector, *, actor: str, reason: str = "") -> list[Lease]:
     """Take back everything that ``selector`` means and close it; the leases as they stand afterwards."""
     chosen = select(broker, selector)
-    _record(broker, selector, chosen, actor, reason)
-    return end_leases(broker, [lease.id for lease in chosen], reason="revoked", actor=actor)
+    writable = _record(broker, selector, chosen, actor, reason)
+    return end_leases(broker, [lease.id for lease in chosen], reason="revoked", actor=actor, writable=writable)
 
 
-def _record(broker: Broker, selector: Selector, chosen: list[Lease], actor: str, reason: str) -> None:
+def _record(broker: Broker, selector: Selector, chosen: list[Lease], actor: str, reason: str) -> bool:
+    """False if the store is locked: whoever pulls the plug does not wait for that lock once more before the cut."""
     try:
         with broker.store.write() as unit:
             unit.audit.append(
@@ -79,5 +80,6 @@ def _record(broker: Broker, selector: Selector, chosen: list[Lease], actor: str,
                 ),
                 broker.now(unit),
             )
-    except StoreUnavailable:
-        return
+    except StoreUnavailable as error:
+        return error.code != "store_locked"
+    return True

@@ -37,7 +37,9 @@ WRITTEN_OFF = "target gone, not proven"
 REFUSED_WORDS = "access of this coding task has ended"
 
 
-def take_back(broker: Broker, lease_ids: Iterable[LeaseId], *, reason: str, actor: str) -> list[Lease]:
+def take_back(
+    broker: Broker, lease_ids: Iterable[LeaseId], *, reason: str, actor: str, writable: bool = True
+) -> list[Lease]:
     """Move the leases to ``closing`` with ``reason`` and cut their endpoints; those that were not closing before.
 
     Idempotent. Nothing here waits for a target. A lease whose record cannot be written is returned all the same. What
