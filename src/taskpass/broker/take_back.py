@@ -44,11 +44,10 @@ def take_back(
 
     Idempotent. Nothing here waits for a target. A lease whose record cannot be written is returned all the same. What
     fails for one lease is raised after all of them: it keeps no other lease open, and not its own endpoint either. Nor
-    does each wait for a store that was found locked by the first.
+    does each wait for a store that was found locked by the first, or before: then ``writable`` is False.
     """
     taken: list[Lease] = []
     failed: TaskpassError | None = None
-    writable = True
     for lease_id in lease_ids:
         try:
             lease, writable = _begin(broker, lease_id, reason, actor, writable=writable)
