@@ -325,7 +325,7 @@ def test_a_full_disk_issues_nothing_and_revoking_works_and_is_recorded(small_dis
                 codes.add(error.code)
                 break
         assert codes == {"store_full"}
-        assert stage.taskpass("revoke", "--task", leases[0]["task"]).returncode == 0
+        assert stage.taskpass("revoke", "--task", leases[0]["task"], "--reason", "full disk").returncode == 0
         stage.proven(leases[0])
         assert met(sessions[0]) != "alive"
         _fill(filler)
@@ -339,6 +339,8 @@ def test_a_full_disk_issues_nothing_and_revoking_works_and_is_recorded(small_dis
         until(lambda: row(stage, "reserve")["state"] == "ok", what="the reserve restored")
         assert stage.call("health")["late_records"] == 0
         stage.lease(client)
+    ordered = [record["data"] for record in stage.events() if record["event"] == "revoke.ordered"]
+    assert "full disk" in {order["reason"] for order in ordered}
     stage.verify()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 from taskpass.broker.complete_task import end_leases
@@ -63,23 +64,26 @@ def revoke(broker: Broker, selector: Selector, *, actor: str, reason: str = "") 
 
 
 def _record(broker: Broker, selector: Selector, chosen: list[Lease], actor: str, reason: str) -> bool:
-    """False if the store is locked: whoever pulls the plug does not wait for that lock once more before the cut."""
+    """False if the store is locked: whoever pulls the plug does not wait for that lock once more before the cut.
+
+    On a full disk the space kept for revoking is used, so that who ordered it, and why, is not lost.
+    """
+    order: dict[str, object] = {
+        "level": selector.level,
+        "value": selector.value,
+        "leases": [x.id for x in chosen],
+        "reason": reason,
+    }
     try:
-        with broker.store.write() as unit:
-            unit.audit.append(
-                Event(
-                    "revoke.ordered",
-                    actor,
-                    {},
-                    {
-                        "level": selector.level,
-                        "value": selector.value,
-                        "leases": [x.id for x in chosen],
-                        "reason": reason,
-                    },
-                ),
-                broker.now(unit),
-            )
+        _append(broker, actor, order)
     except StoreUnavailable as error:
+        if error.code == "store_full" and broker.release_reserve():
+            with contextlib.suppress(StoreUnavailable):
+                _append(broker, actor, order)
         return error.code != "store_locked"
     return True
+
+
+def _append(broker: Broker, actor: str, order: dict[str, object]) -> None:
+    with broker.store.write() as unit:
+        unit.audit.append(Event("revoke.ordered", actor, {}, order), broker.now(unit))
