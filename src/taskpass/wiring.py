@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from taskpass.broker.context import Broker
@@ -204,12 +205,6 @@ def assemble(directory: Path, loop: asyncio.AbstractEventLoop, *, runtime: Path 
     runs = RunSocketServer(servers_of_agents, runtime, attestor, watcher, run_ended)
 
     def known_store(issuer: Issuer) -> None:
-        if _is_copy(store):
-            raise Conflict(
-                "the store is not the one that was here before: a restored or changed copy",
-                hint="nothing is issued; revoking works; an operator looks at taskpass doctor",
-                code="store_restored",
-            )
         demand_known_store(broker, issuer, issuer.inventory())
 
     fitness = TargetFitness(issuers.configured(), known_store)
@@ -229,6 +224,7 @@ def assemble(directory: Path, loop: asyncio.AbstractEventLoop, *, runtime: Path 
         verify_signature=reviewer.verify,
         os_user=os_user,
         release_reserve=reserve.release,
+        store_is_copy=partial(_is_copy, store),
         runtime_directory=str(runtime),
     )
     sweeper = Sweeper(broker, fitness, restore_reserve=reserve.restore)

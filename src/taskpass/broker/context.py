@@ -88,7 +88,8 @@ class Broker:
 
     ``issuers`` serve the configured resources; ``issuer_of`` also builds one for the target that a lease remembers, so
     that taking back never depends on the config. ``verify_signature(public key, data, signature)`` never raises.
-    ``release_reserve`` frees the disk space that is kept for recording revocations.
+    ``release_reserve`` frees the disk space that is kept for recording revocations. ``store_is_copy`` tells whether the
+    store contradicts the witness that was kept beside it.
     """
 
     store: Store
@@ -107,6 +108,7 @@ class Broker:
     os_user: Callable[[int], str]
     release_reserve: Callable[[], bool]
     runtime_directory: str
+    store_is_copy: Callable[[], bool] = lambda: False
     late: LateBook = field(default_factory=LateBook)
     closing: KeyedLocks = field(default_factory=KeyedLocks)
 

@@ -66,7 +66,17 @@ def _issuers(broker: Broker) -> list[Issuer]:
 
 
 def demand_known_store(broker: Broker, issuer: Issuer, inventory: Inventory) -> None:
-    """A target that is ahead of the store means a store restored from an older copy: nothing is issued from it."""
+    """A target that is ahead of the store means a store restored from an older copy: nothing is issued from it.
+
+    The witness beside the store is asked first: a copy that goes on writing overtakes the target's memory after a
+    while.
+    """
+    if broker.store_is_copy():
+        raise Conflict(
+            "the store is not the one that was here before: a restored or changed copy",
+            hint="nothing is issued; revoking works; an operator looks at taskpass doctor",
+            code="store_restored",
+        )
     with broker.store.read() as unit:
         epoch, (seq, _) = unit.installation.epoch, unit.audit.head()
     if inventory.epoch > epoch or inventory.audit_seq > seq:
