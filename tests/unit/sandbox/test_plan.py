@@ -100,12 +100,12 @@ def test_for_an_agent_of_root_the_home_is_empty_and_the_interpreter_is_back_in_i
         home=Path("/root"),
         broker_directory=Path("/root/.local/share/taskpass"),
         runtime_directory=Path("/run/taskpass"),
-        program=(Path("/root/.pyenv/versions/3.12"), Path("/srv/venv")),
+        program=(Path("/root/python/3.12"), Path("/srv/venv")),
         profiles=(),
     )
     found = plan(root, account=Account(65533, 65533))
     assert Mount(Path("/root"), Show.HIDDEN, 0o755, owned=True) in found.mounts
-    assert shows(found)["/root/.pyenv/versions/3.12"] == "read"
+    assert shows(found)["/root/python/3.12"] == "read"
     assert "/root/.local/share/taskpass" not in shows(found)
 
 
