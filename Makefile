@@ -21,7 +21,7 @@ demo: $(READY) ## Two databases, a broker and one story with real processes
 	@$(BIN)/taskpass demo
 
 test: check ## Everything: the checks, then every test
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: $(READY) ## Lint, format, types, direction of imports
 	@$(BIN)/ruff check --quiet $(CODE)
