@@ -9,7 +9,7 @@ make another manifest from one is ``narrow``, whose law is ``narrow(a, b) ⊆ a`
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -139,6 +139,7 @@ class Manifest:
     objects: tuple[ObjectRights, ...]
     dropped: tuple[Dropped, ...] = ()
     ambient: tuple[str, ...] = ()
+    _digest: str = field(default="", init=False, repr=False, compare=False)
 
     @property
     def empty(self) -> bool:
@@ -169,7 +170,10 @@ class Manifest:
 
     def digest(self) -> str:
         """Over everything that is granted, reachable, dropped or ambient: any difference is another manifest."""
-        return digest.digest(digest.MANIFEST, self.to_json())
+        if not self._digest:
+            # A manifest never changes, and each request asks for its digest several times.
+            object.__setattr__(self, "_digest", digest.digest(digest.MANIFEST, self.to_json()))
+        return self._digest
 
 
 @dataclass(frozen=True, slots=True)

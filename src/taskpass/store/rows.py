@@ -7,7 +7,7 @@ from enum import StrEnum
 from functools import cache
 from typing import Any, TypeVar
 
-from sqlalchemy import Select, Table, bindparam, insert, select, update
+from sqlalchemy import Insert, Select, Table, Update, bindparam, insert, select, update
 
 from taskpass.core import machine
 from taskpass.core.errors import Conflict, InvalidInput, NotFound
@@ -18,7 +18,7 @@ E = TypeVar("E", bound=StrEnum)
 
 
 def add(session: Session, table: Table, row: Mapping[str, Any]) -> None:
-    session.change(insert(table), row)
+    session.change(_insert(table), row)
 
 
 def get(session: Session, table: Table, key: str, what: str) -> Row:
@@ -27,6 +27,11 @@ def get(session: Session, table: Table, key: str, what: str) -> Row:
     if row is None:
         raise NotFound(f"no such {what}")
     return row
+
+
+@cache
+def _insert(table: Table) -> Insert:
+    return insert(table)
 
 
 @cache
@@ -59,10 +64,20 @@ def advance(
         raise NotFound(f"no such {what}")
     before = states(row["state"])
     after = machine.advance(rules, before, event)
-    moved = update(table).where(table.c.id == key, table.c.state == before.value)
-    if session.change(moved.values(state=after.value, **changes)) != 1:
+    values = {f"new_{name}": value for name, value in changes.items()}
+    values |= {"new_state": after.value, "old_id": key, "old_state": before.value}
+    if session.change(_move(table, tuple(sorted(changes))), values) != 1:
         raise Conflict(f"the {what} changed meanwhile")
     return before, after
+
+
+@cache
+def _move(table: Table, fields: tuple[str, ...]) -> Update:
+    """The compare-and-set that sets ``state`` and ``fields``. Kept,
+    because building it takes longer than running it.
+    """
+    unmoved = update(table).where(table.c.id == bindparam("old_id"), table.c.state == bindparam("old_state"))
+    return unmoved.values({name: bindparam(f"new_{name}") for name in ("state", *fields)})
 
 
 def allowed(changes: Mapping[str, Any], fields: frozenset[str], what: str) -> None:
