@@ -20,6 +20,7 @@ from taskpass.core.errors import InvalidInput
 from taskpass.testing.postgres import available
 from taskpass.testing.stage import TASKPASS
 from tests.acceptance.actors import RESOURCE, Small, one_line
+from tests.missing import missing
 
 pytestmark = pytest.mark.service
 
@@ -62,7 +63,7 @@ def demand_harmless(text):
 def hostile():
     """A dev database full of hostile names, where a person has to approve."""
     if 16 not in available():
-        pytest.skip("PostgreSQL 16 is not installed on this machine")
+        missing("PostgreSQL 16 is not installed on this machine")
     with Small(durable=False) as made:
         made.start_server(RESOURCE, 16, rows=20)
         with made.server.connect("orders") as connection:

@@ -22,6 +22,7 @@ from taskpass.core.secret import Secret
 from taskpass.testing.postgres import available
 from taskpass.testing.stage import Person
 from tests.acceptance.actors import RESOURCE, Puppet, Small, connect, met
+from tests.missing import missing
 
 pytestmark = pytest.mark.service
 
@@ -52,7 +53,7 @@ LOOKS_LIKE_A_SECRET = re.compile(r"(?<![A-Za-z0-9_=+/-])[A-Za-z0-9_-]{43}=?(?![A
 def played():
     """A stage after a whole story: issue, use, renew, fail, close, review, restart; what was printed is kept."""
     if 16 not in available():
-        pytest.skip("PostgreSQL 16 is not installed on this machine")
+        missing("PostgreSQL 16 is not installed on this machine")
     with Small(durable=False) as made, _core_files_allowed():
         made.prepare(options=LOUD, serve=False)
         policy = made.directory / "policy/dev.cedar"

@@ -8,6 +8,7 @@ import pytest
 from taskpass.issuers.postgres import kit
 from taskpass.testing.postgres import available
 from tests.acceptance.actors import RESOURCE, Small, connect, met, until
+from tests.missing import missing
 
 pytestmark = pytest.mark.service
 
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.service
 def pair():
     """Two brokers with directories of their own and one server; the first one owns the server."""
     if 16 not in available():
-        pytest.skip("PostgreSQL 16 is not installed on this machine")
+        missing("PostgreSQL 16 is not installed on this machine")
     with Small(durable=False) as one, Small(durable=False) as two:
         one.prepare()
         two.servers[RESOURCE] = one.server

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from taskpass.broker.context import Broker
 from taskpass.core.errors import Denied
 from taskpass.core.lease import Lease, LeaseState
 from taskpass.core.task import Task
@@ -15,11 +14,6 @@ TARGET_LIMIT = 10
 def unproven(leases: list[Lease]) -> list[Lease]:
     """The closing leases of which at least one attempt failed."""
     return [lease for lease in leases if lease.state is LeaseState.CLOSING and lease.attempts > 0]
-
-
-def list_debt(broker: Broker) -> list[Lease]:
-    with broker.store.read() as unit:
-        return unproven(unit.leases.list(states=[LeaseState.CLOSING]))
 
 
 def owed(unit: Unit) -> list[tuple[Lease, Task]]:

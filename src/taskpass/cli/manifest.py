@@ -15,7 +15,6 @@ _WHY = {
     "excluded": "excluded by the operator",
     "reaches_excluded": "would reach {because}",
     "not_a_table": "not a table: name it one by one",
-    "row_security": "its row security would not hold",
 }
 _NAME = 60
 

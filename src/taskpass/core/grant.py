@@ -11,11 +11,12 @@ from taskpass.core.manifest import Manifest
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """One task, one principal, one manifest, an end of its own and a number of leases.
+    """One task, one principal, one manifest, an end of its own, one lease.
 
     ``asked`` is the digest of the manifest before narrowing: issuing recomputes the scope and demands that it is still
-    the same. ``digest`` is what was decided and signed. ``leases`` counts issues; a renewal counts (default 1, and
-    unlimited renewals only for a grant that policy alone permits). ``ends_at`` starts at the approval, not at the use.
+    the same. ``digest`` is what was decided and signed. The store allows one grant for each request, and a
+    request is used up by its lease. ``renewable``: policy alone permitted it, inside a run, so that its lease may be
+    renewed until ``ends_at``. ``ends_at`` starts at the approval, not at the use.
     """
 
     id: GrantId

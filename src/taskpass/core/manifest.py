@@ -49,8 +49,6 @@ class DropReason(StrEnum):
     """Rows of an excluded object can be read through it."""
     NOT_A_TABLE = "not_a_table"
     """Patterns match plain and partitioned tables only."""
-    ROW_SECURITY = "row_security"
-    """Reserved for objects whose row security would not hold for a lease."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from taskpass.broker.complete_task import complete_task
-from taskpass.broker.debt import TARGET_LIMIT, list_debt
+from taskpass.broker.debt import TARGET_LIMIT, owed
 from taskpass.broker.release_lease import release_lease
 from taskpass.broker.renew_lease import end_wider_leases, renew_leases
 from taskpass.broker.revoke import Selector, revoke, select
@@ -321,7 +321,8 @@ class TestDebt:
         agent, lease, _ = leased(h)
         h.servers[DEV].unprovable = True
         revoke_all(h)
-        assert [item.id for item in list_debt(h.broker)] == [lease.id]
+        with h.broker.store.read() as unit:
+            assert [item.id for item, _ in owed(unit)] == [lease.id]
         with pytest.raises(Denied) as refused:
             agent.request()
         assert refused.value.code == "revocation_debt"
