@@ -14,6 +14,8 @@ from taskpass.core.clock import Clock, Entropy, Instant
 from taskpass.core.errors import Denied, NotAuthenticated
 from taskpass.core.ids import HumanId, LeaseId, RunId, new_id
 from taskpass.core.lease import Target
+from taskpass.core.limits import Limits
+from taskpass.core.scope import Scope
 from taskpass.gateways.base import Endpoints
 from taskpass.identity.base import Caller, Peer
 from taskpass.issuers.base import Issuer
@@ -125,6 +127,12 @@ class Broker:
         if found is None:
             raise Denied("no such resource is offered here", hint="taskpass status lists what may be asked for")
         return found
+
+    def limits_of(self, scope: Scope) -> Limits:
+        """As configured now; the defaults for an access that left the configuration."""
+        resource = self.config.resources.get(scope.resource)
+        access = resource.access.get(scope.access) if resource else None
+        return access.limits if access else Limits()
 
     def issuer(self, resource: str) -> Issuer:
         if resource not in self.issuers:

@@ -261,6 +261,7 @@ def _make(broker: Broker, intent: Intent, secret: Secret) -> None:
             lifetime=lifetime,
             secret=secret,
             audit_head=intent.head,
+            limits=broker.limits_of(intent.request.scope),
         )
     )
     with broker.store.write() as unit:

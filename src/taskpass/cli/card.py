@@ -31,6 +31,7 @@ def print_card(card: dict[str, Any]) -> None:
     _fact("asked", when(facts["asked_at"]))
     _fact("lapses", when(facts["lapses_at"]))
     _duties(card)
+    _worth(card.get("capabilities") or {})
     show()
     print_manifest(card["manifest"], card["estimates"])
     show()
@@ -58,6 +59,36 @@ def _duties(card: dict[str, Any]) -> None:
     groups = ", ".join(duties["approvers"]) or "nobody in particular"
     _fact("needs", f"{duties['quorum']} approval(s), from {visible(groups)}")
     _fact("because", visible(f"{card['code']}: {', '.join(card['policies'])}"))
+
+
+_ENDS = {"now": "at once, open sessions included"}
+_ENFORCED = {
+    "target": "enforced by the target",
+    "broker": "watched by the broker, which ends the session",
+    "default": "a default that the agent can change",
+    "none": "enforced by nobody here",
+}
+
+
+def _worth(capabilities: dict[str, Any]) -> None:
+    """What the access is worth on this target: how fast it ends, and which limits really hold."""
+    if not capabilities:
+        return
+    speed = str(capabilities["revocation"])
+    _fact("ends", _ENDS.get(speed, speed))
+    unlisted = capabilities["unlisted_nodes"]
+    if unlisted is None or unlisted:
+        count = "perhaps servers" if unlisted is None else f"{unlisted} server(s)"
+        _fact("but", style(f"not on {count} that replicate from it and are not listed", "yellow"))
+    for by, meaning in _ENFORCED.items():
+        named = [_limit(item) for item in capabilities["limits"] if item["enforced_by"] == by]
+        if named:
+            _fact("limits", f"{', '.join(named)}: {meaning}")
+
+
+def _limit(item: dict[str, Any]) -> str:
+    name = str(item["limit"]).removesuffix("_seconds").removesuffix("_megabytes").replace("_", " ")
+    return f"{name} {item['value']} {item['unit']}" if item["unit"] != "sessions" else f"{item['value']} {name}"
 
 
 def _votes(votes: list[dict[str, Any]]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from taskpass.core.errors import InvalidInput
 from taskpass.core.ids import HumanId
 from taskpass.core.lease import Target
+from taskpass.core.limits import Limits
 from taskpass.core.scope import Level, Scope
 from taskpass.core.separation import Environment
 
@@ -35,6 +36,7 @@ class Access:
     level: Level
     tables: tuple[str, ...]
     exclude: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from taskpass.config.address import parse_address
 from taskpass.config.model import Access, Resource
 from taskpass.config.table import Table
 from taskpass.core.errors import ConfigInvalid, InvalidInput
+from taskpass.core.limits import BOUNDS, Limits
 from taskpass.core.scope import Level, Scope
 from taskpass.core.separation import Environment
 from taskpass.core.text import visible
@@ -156,10 +157,21 @@ def _access(resource: str, name: str, table: Table) -> Access:
         raise ConfigInvalid(
             f"[{visible(table.path, limit=120)}] is not an access of this version", hint=f"one of {known}"
         )
-    access = Access(name, Level(name), table.texts("tables", empty=False), table.texts("exclude"))
+    limits = _limits(table.table("limits", needed=False))
+    access = Access(name, Level(name), table.texts("tables", empty=False), table.texts("exclude"), limits)
     table.done()
     try:
         Scope(resource, name, access.level, access.tables, access.exclude)
     except InvalidInput as error:
         raise ConfigInvalid(f"{table.path}: {error.message}", hint=error.hint) from None
     return access
+
+
+def _limits(table: Table) -> Limits:
+    """What is not set stays at its default."""
+    given = {name: table.number(name) for name in BOUNDS if table.has(name)}
+    table.done()
+    try:
+        return Limits(**given)
+    except InvalidInput as error:
+        raise ConfigInvalid(f"{table.path}: {error.message}") from None

@@ -15,6 +15,7 @@ Contract
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -22,8 +23,9 @@ from typing import Protocol
 from taskpass.core.clock import Instant
 from taskpass.core.ids import InstallationId, LeaseId, RoleName
 from taskpass.core.lease import Target
+from taskpass.core.limits import Enforced, Limits
 from taskpass.core.manifest import Manifest
-from taskpass.core.scope import Scope
+from taskpass.core.scope import Level, Scope
 from taskpass.core.secret import Secret
 
 
@@ -36,13 +38,37 @@ class RevocationSpeed(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What this issuer can do on its target; shown before approval, asked for by tests and policy."""
+    """What this issuer can do on its target at one level; shown before approval, asked for by tests and policy.
+
+    ``limits`` maps each limit of ``core.limits`` to who enforces it there. ``row_limits``: whether rows can be bound to
+    the lease's tenant by the target. ``changes_data`` and ``changes_schema``: what the level can do at all.
+    ``unlisted_nodes`` counts servers that were seen to replicate from the target and are not listed, None where the
+    target does not show them: a revocation is proven on the primary and on listed nodes only.
+    """
 
     cuts_open_sessions: bool
     expires_by_itself: bool
     revocation: RevocationSpeed
     per_object: bool
     delivers_endpoint: bool
+    changes_data: bool = False
+    changes_schema: bool = False
+    row_limits: bool = False
+    limits: Mapping[str, Enforced] = field(default_factory=dict[str, Enforced], hash=False)
+    unlisted_nodes: int | None = 0
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "cuts_open_sessions": self.cuts_open_sessions,
+            "expires_by_itself": self.expires_by_itself,
+            "revocation": self.revocation.value,
+            "per_object": self.per_object,
+            "delivers_endpoint": self.delivers_endpoint,
+            "changes_data": self.changes_data,
+            "changes_schema": self.changes_schema,
+            "row_limits": self.row_limits,
+            "unlisted_nodes": self.unlisted_nodes,
+        }
 
 
 class Severity(StrEnum):
@@ -83,6 +109,7 @@ class Order:
     lifetime: int
     secret: Secret = field(repr=False)
     audit_head: str = ""
+    limits: Limits = field(default_factory=Limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +130,10 @@ class Taken:
     took_ms: int = 0
     steps: tuple[tuple[str, int], ...] = ()
     """(step, milliseconds since the call) in order."""
+    unlisted: int | None = 0
+    """Servers that replicated from the target at that time and are not listed, so nothing was proven there. None where
+    the target does not show them.
+    """
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -114,6 +145,7 @@ class Taken:
             "absent": self.absent,
             "took_ms": self.took_ms,
             "steps": [list(step) for step in self.steps],
+            "unlisted": self.unlisted,
         }
 
 
@@ -149,7 +181,13 @@ class Issuer(Protocol):
     """One resource's issuer: bound to one target and one installation."""
 
     @property
-    def capabilities(self) -> Capabilities: ...
+    def capabilities(self) -> Capabilities:
+        """Those of ``read``."""
+        ...
+
+    def capabilities_of(self, level: Level) -> Capabilities:
+        """Without asking the target: what depends on it is as ``preflight`` found it last."""
+        ...
 
     @property
     def target(self) -> Target: ...

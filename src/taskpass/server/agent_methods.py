@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from taskpass import __version__
 from taskpass.broker.acquire import acquire_access
+from taskpass.broker.capabilities import stated
 from taskpass.broker.complete_task import complete_task
 from taskpass.broker.context import Broker
 from taskpass.broker.issue_lease import issue_lease
@@ -111,7 +112,7 @@ class AgentMethods:
             request, issued = request_access(self._broker, caller, wish), None
         self._changed.announce()
         lease = {"lease": lease_view(issued.lease, issued.endpoint)} if issued else {}
-        return {**request_view(request), **lease}
+        return {**request_view(request, stated(self._broker, request.scope)), **lease}
 
     def _request_status(self, params: Params, caller: Caller) -> dict[str, object]:
         request_id = RequestId(parse_id("req", params.text("request")))
@@ -120,7 +121,8 @@ class AgentMethods:
         if not 0 <= wait <= MAX_WAIT:
             raise InvalidInput(f"wait is 0 to {MAX_WAIT} seconds")
         self._changed.wait_until(lambda: self._own(caller, request_id).state is not RequestState.PENDING, wait)
-        return request_view(self._own(caller, request_id))
+        request = self._own(caller, request_id)
+        return request_view(request, stated(self._broker, request.scope))
 
     def _own(self, caller: Caller, request_id: RequestId) -> AccessRequest:
         with self._broker.store.read() as unit:

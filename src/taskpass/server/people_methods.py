@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 from taskpass import __version__
+from taskpass.broker.capabilities import stated
 from taskpass.broker.complete_task import complete_task
 from taskpass.broker.context import Broker
 from taskpass.broker.debt import unproven
@@ -110,7 +111,10 @@ class PeopleMethods:
             request = unit.requests.get(request_id)
             task = unit.tasks.get(request.task)
             votes = unit.approvals.of_request(request_id)
-        return {**card(request, task, self._estimates(request)), "votes": [vote_view(item) for item in votes]}
+        return {
+            **card(request, task, self._estimates(request), stated(self._broker, request.scope)),
+            "votes": [vote_view(item) for item in votes],
+        }
 
     def _estimates(self, request: AccessRequest) -> dict[int, int]:
         """Row estimates are a help for people; a target that is away must not hide the card."""

@@ -35,7 +35,7 @@ def task_view(task: Task) -> dict[str, object]:
     }
 
 
-def request_view(request: AccessRequest) -> dict[str, object]:
+def request_view(request: AccessRequest, capabilities: dict[str, object] | None = None) -> dict[str, object]:
     """For the requester: AuthZEN's ``decision`` and ``context`` beside our own words."""
     pending = request.state is RequestState.PENDING
     permitted = request.decision.outcome is Outcome.PERMIT
@@ -60,7 +60,13 @@ def request_view(request: AccessRequest) -> dict[str, object]:
             "obligations": _agent_duties(request.decision) if permitted else [],
             **({"access_request": {"id": request.id, "expires_at": when(request.lapses_at)}} if pending else {}),
         },
+        **({} if capabilities is None else {"capabilities": _for_agents(capabilities)}),
     }
+
+
+def _for_agents(capabilities: dict[str, object]) -> dict[str, object]:
+    """Without what says where a session could outlive its lease."""
+    return {name: value for name, value in capabilities.items() if name != "unlisted_nodes"}
 
 
 def _granted(manifest: Manifest) -> list[str]:
@@ -125,7 +131,9 @@ def _proof_for_agents(lease: Lease) -> dict[str, object]:
     return {**shown, "nodes": len(nodes)} if isinstance(nodes, dict) else shown  # pyright: ignore[reportUnknownArgumentType]
 
 
-def card(request: AccessRequest, task: Task, estimates: dict[int, int]) -> dict[str, object]:
+def card(
+    request: AccessRequest, task: Task, estimates: dict[int, int], capabilities: dict[str, object]
+) -> dict[str, object]:
     """What a person decides on, in three classes that must look different: only ``facts`` may look official."""
     return {
         "request": request.id,
@@ -156,6 +164,7 @@ def card(request: AccessRequest, task: Task, estimates: dict[int, int]) -> dict[
         },
         "manifest": request.manifest.to_json(),
         "estimates": {str(oid): rows for oid, rows in estimates.items()},
+        "capabilities": capabilities,
         "duties": request.decision.obligations.to_json(),
         "policies": list(request.decision.policies),
         "code": request.decision.code,

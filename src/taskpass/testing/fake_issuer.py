@@ -16,8 +16,9 @@ from taskpass.core.clock import Clock, Instant, after
 from taskpass.core.errors import Conflict, InvalidInput, ManifestChanged, NotProven, TargetUnavailable
 from taskpass.core.ids import InstallationId, LeaseId, RoleName, lease_of_role
 from taskpass.core.lease import Target
+from taskpass.core.limits import BOUNDS, Enforced
 from taskpass.core.manifest import Column, Kind, Manifest, ObjectRights, is_within
-from taskpass.core.scope import VERBS_OF_LEVEL, Scope
+from taskpass.core.scope import VERBS_OF_LEVEL, Level, Scope
 from taskpass.core.separation import Environment
 from taskpass.issuers.base import (
     Capabilities,
@@ -118,12 +119,17 @@ class FakeIssuer:
 
     @property
     def capabilities(self) -> Capabilities:
+        return self.capabilities_of(Level.READ)
+
+    def capabilities_of(self, level: Level) -> Capabilities:
         return Capabilities(
             cuts_open_sessions=True,
             expires_by_itself=True,
             revocation=RevocationSpeed.NOW,
             per_object=True,
             delivers_endpoint=True,
+            changes_data=level is not Level.READ,
+            limits=dict.fromkeys(BOUNDS, Enforced.TARGET),
         )
 
     @property

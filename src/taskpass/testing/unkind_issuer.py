@@ -17,6 +17,7 @@ from taskpass.core.clock import SECOND, Clock, Instant
 from taskpass.core.errors import ManifestChanged, NotProven, TargetUnavailable, TargetUnfit
 from taskpass.core.ids import InstallationId, RoleName, lease_of_role
 from taskpass.core.lease import Target
+from taskpass.core.limits import BOUNDS, Enforced
 from taskpass.core.manifest import (
     Column,
     Dropped,
@@ -28,7 +29,7 @@ from taskpass.core.manifest import (
     Through,
     is_within,
 )
-from taskpass.core.scope import Scope, Verb
+from taskpass.core.scope import Level, Scope, Verb
 from taskpass.issuers.base import Capabilities, Finding, FoundRole, Inventory, Order, RevocationSpeed, Taken
 
 PROOF = "AuthenticationOk,28000"
@@ -227,12 +228,17 @@ class UnkindIssuer:
 
     @property
     def capabilities(self) -> Capabilities:
+        return self.capabilities_of(Level.READ)
+
+    def capabilities_of(self, level: Level) -> Capabilities:
         return Capabilities(
             cuts_open_sessions=True,
             expires_by_itself=True,
             revocation=RevocationSpeed.NOW,
             per_object=True,
             delivers_endpoint=True,
+            changes_data=level is not Level.READ,
+            limits=dict.fromkeys(BOUNDS, Enforced.TARGET),
         )
 
     @property

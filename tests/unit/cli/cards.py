@@ -83,6 +83,16 @@ def card(asked=None, **claimed):
         | claimed,
         "manifest": asked.to_json(),
         "estimates": {"10": 120000},
+        "capabilities": {
+            "level": "read",
+            "revocation": "now",
+            "unlisted_nodes": 1,
+            "limits": [
+                {"limit": "connections", "value": 5, "unit": "sessions", "enforced_by": "target"},
+                {"limit": "statement_seconds", "value": 60, "unit": "seconds", "enforced_by": "broker"},
+                {"limit": "temp_megabytes", "value": 64, "unit": "megabytes", "enforced_by": "none"},
+            ],
+        },
         "duties": {"quorum": 1, "approvers": ["dba"], "max_ttl": 600, "read_only": True, "delivery": "endpoint"},
         "policies": ["production-asks"],
         "code": "approval_required",

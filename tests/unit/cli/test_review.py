@@ -215,3 +215,13 @@ def test_names_with_dots_are_exact():
 
 def test_a_secret_does_not_show_itself():
     assert "hunter2" not in repr(Secret("hunter2"))
+
+
+def test_the_card_says_how_fast_it_ends_where_it_does_not_and_which_limits_hold(review, capfd):
+    review("req_1", "--deny")
+    shown = capfd.readouterr().out
+    assert "at once, open sessions included" in shown
+    assert "not on 1 server(s) that replicate from it and are not listed" in shown
+    assert "5 connections: enforced by the target" in shown
+    assert "statement 60 seconds: watched by the broker" in shown
+    assert "temp 64 megabytes: enforced by nobody here" in shown

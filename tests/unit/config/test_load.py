@@ -209,3 +209,15 @@ def test_load_says_how_many_more_problems_there_are(tmp_path):
     (tmp_path / "taskpass.toml").chmod(0o600)
     with pytest.raises(ConfigInvalid, match="and 1 more"):
         load(tmp_path)
+
+
+def test_limits_are_per_access_and_bounded():
+    with_limits = '{{ read = {{ tables = ["public.*"], limits = {{ {} }} }} }}'
+    text = BROKER + resource(access=with_limits.format("connections = 2, temp_megabytes = 64"))
+    limits = parse(text.encode(), Path("/srv"))[0].resources["orders"].access["read"].limits
+    assert (limits.connections, limits.temp_megabytes, limits.statement_seconds) == (2, 64, 60)
+    assert (
+        "connections must be 1 to 50"
+        in problem(BROKER + resource(access=with_limits.format("connections = 51"))).message
+    )
+    assert "statement_seconds" in problem(BROKER + resource(access=with_limits.format("statement_secs = 5"))).hint

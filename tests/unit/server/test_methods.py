@@ -12,6 +12,7 @@ import pytest
 import taskpass.wiring
 from taskpass.broker.take_back import take_back
 from taskpass.core.errors import InvalidInput, NotFound, TaskpassError
+from taskpass.core.limits import BOUNDS
 from taskpass.core.separation import Separation
 from taskpass.keys import ed25519
 from taskpass.server.agent_methods import AgentMethods
@@ -175,6 +176,10 @@ def test_a_review_over_the_socket_is_an_approval(h, agents, people):
     agents("open_task", AGENT["open_task"], peer)
     asked = agents("request_access", {"resource": STAGING, "reason": "look"}, peer)
     assert asked["state"] == "pending"
+    assert {item["limit"] for item in asked["capabilities"]["limits"]} == set(BOUNDS)
+    assert "unlisted_nodes" not in asked["capabilities"]
+    shown = people("show_request", {"request": asked["request"]}, operator())["capabilities"]
+    assert (shown["level"], shown["unlisted_nodes"]) == ("read", 0)
     assert people("requests", {"state": "pending"}, operator())["requests"][0]["request"] == asked["request"]
     ballot = {"human": ANA, "request": asked["request"], "verb": "approve"}
     challenge = people("challenge", ballot, operator())

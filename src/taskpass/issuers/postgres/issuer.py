@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import psycopg
@@ -18,17 +19,15 @@ from taskpass.core.clock import Clock, Entropy, Instant
 from taskpass.core.errors import InvalidInput, ManifestChanged, TargetUnavailable, TargetUnfit, TaskpassError
 from taskpass.core.ids import InstallationId, LeaseId, RoleName, lease_of_role, new_id, role_name
 from taskpass.core.lease import Target
+from taskpass.core.limits import BOUNDS, Enforced
 from taskpass.core.manifest import Manifest, is_within
-from taskpass.core.scope import Scope
+from taskpass.core.scope import Level, Scope
 from taskpass.core.secret import Secret
 from taskpass.issuers.base import Capabilities, Finding, FoundRole, Inventory, Order, RevocationSpeed, Severity, Taken
 from taskpass.issuers.postgres import catalogue, kit, preflight, scram
 from taskpass.issuers.postgres.close import Closing
 from taskpass.issuers.postgres.connection import MET_ANOTHER, BrokerLogin, Connection, Connections, driver_errors
 from taskpass.issuers.postgres.probe import Place, control
-
-CONNECTION_LIMIT = 5
-"""Sessions per lease. Two break ordinary pools (feasibility.md, section 4)."""
 
 UNUSED_SECONDS = 600
 """How long a role that holds a manifest's rights stays after its last lease, without login and without members.
@@ -68,7 +67,14 @@ class PostgresIssuer:
 
     @property
     def capabilities(self) -> Capabilities:
-        return CAPABILITIES
+        return self.capabilities_of(Level.READ)
+
+    def capabilities_of(self, level: Level) -> Capabilities:
+        limits = dict.fromkeys(BOUNDS, Enforced.DEFAULT) | {
+            "connections": Enforced.TARGET,
+            "temp_megabytes": Enforced.NONE,
+        }
+        return replace(CAPABILITIES, changes_data=level is not Level.READ, limits=limits)
 
     @property
     def target(self) -> Target:
@@ -142,7 +148,7 @@ class PostgresIssuer:
                         _wanted(order.manifest),
                         verifier,
                         order.lifetime,
-                        CONNECTION_LIMIT,
+                        order.limits.connections,
                         order.audit_head,
                     ],
                 )
