@@ -5,17 +5,20 @@ Not for: deciding whether the store is the newest copy. The epoch in each target
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, insert, inspect, select, text
+from sqlalchemy import Connection, insert, inspect, select, text
 
 from taskpass.audit.witness import FILE_NAME, Witness
 from taskpass.core.clock import Clock, Entropy
 from taskpass.core.errors import Conflict, StoreUnavailable
 from taskpass.core.ids import new_installation_id
 from taskpass.keys.base import Signer
-from taskpass.store import sqlite, triggers
+from taskpass.store import sqlite
+from taskpass.store.database import Database, translated
 from taskpass.store.tables import audit_keys, installation
 from taskpass.store.unit import SqlStore
 
@@ -48,17 +51,16 @@ def open_store(
     the codes store_missing, store_unsafe, store_newer, store_locked, store_full, store_readonly, store_corrupt.
     """
     path = sqlite.path_of(url)
-    sqlite.prepare(path, create=create is not None)
-    engine = sqlite.engine(path, timeout=timeout)
+    database = sqlite.SqliteDatabase(path, timeout=timeout)
     seen = Witness(witness or path.parent / FILE_NAME)
     try:
-        with sqlite.opening(path, timeout=timeout):
-            _bring_up(engine, path, create)
-            _set_up(engine, clock, entropy, audit_key, create)
-        store = SqlStore(engine, path=path, signer=audit_key, witness=seen, timeout=timeout)
+        with database.opening(create=create is not None):
+            _bring_up(database, create)
+            _set_up(database, clock, entropy, audit_key, create)
+        store = SqlStore(database, signer=audit_key, witness=seen, timeout=timeout)
         seen.compare(store.hash_at)
     except BaseException:
-        engine.dispose()
+        database.close()
         raise
     return store
 
@@ -68,23 +70,31 @@ def open_reader(url: str, *, timeout: float = sqlite.BUSY_SECONDS) -> SqlStore:
     path = sqlite.path_of(url)
     if not path.exists():
         raise StoreUnavailable("there is no store", hint="check its address", code="store_missing")
-    engine = sqlite.reading_engine(path, timeout=timeout)
+    database = sqlite.SqliteDatabase(path, timeout=timeout, reading=True)
     try:
-        with sqlite.translated(), engine.connect() as connection:
+        with translated(database), database.engine.connect() as connection:
             if _version(connection) is None:
                 raise _never_set_up()
     except BaseException:
-        engine.dispose()
+        database.close()
         raise
-    return SqlStore(engine, path=path, signer=None, witness=None, timeout=timeout)
+    return SqlStore(database, signer=None, witness=None, timeout=timeout)
 
 
-def _bring_up(engine: Engine, path: Path, create: Create | None) -> None:
+@contextmanager
+def _writing(database: Database) -> Generator[Connection]:
+    """One committed, durable transaction under the write lock."""
+    with translated(database), database.begin(writes=True) as connection:
+        yield connection
+        database.commit(connection)
+        database.settle(connection)
+
+
+def _bring_up(database: Database, create: Create | None) -> None:
     """Migrate in one transaction under the write lock, so that a second process finds it done or undone."""
-    with sqlite.translated(), engine.connect() as connection:
-        sqlite.quick_check(connection, path)
-    writing = engine.execution_options(**{sqlite.WRITES: True})
-    with sqlite.translated(), writing.begin() as connection:
+    with translated(database), database.engine.connect() as connection:
+        database.check(connection)
+    with _writing(database) as connection:
         version = _version(connection)
         if version is None and create is None:
             raise _never_set_up()
@@ -93,7 +103,7 @@ def _bring_up(engine: Engine, path: Path, create: Create | None) -> None:
             from taskpass.store.migrations import upgrade
 
             upgrade(connection, VERSIONS[-1])
-        triggers.install(connection)
+        database.install_rules(connection)
 
 
 def _version(connection: Connection) -> str | None:
@@ -114,9 +124,8 @@ def _never_set_up() -> StoreUnavailable:
     return StoreUnavailable("the store was never set up", hint="run taskpass init", code="store_missing")
 
 
-def _set_up(engine: Engine, clock: Clock, entropy: Entropy, key: Signer, create: Create | None) -> None:
-    writing = engine.execution_options(**{sqlite.WRITES: True})
-    with sqlite.translated(), writing.begin() as connection:
+def _set_up(database: Database, clock: Clock, entropy: Entropy, key: Signer, create: Create | None) -> None:
+    with _writing(database) as connection:
         demo = connection.execute(select(installation.c.demo)).scalar()
         if demo is None and create is None:
             raise _never_set_up()

@@ -6,15 +6,13 @@ engines refuse everything after an error. So after the first error of the driver
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 from sqlalchemy import Connection, CursorResult, Executable
-from sqlalchemy.exc import SQLAlchemyError
 
 from taskpass.core.errors import Internal, InvalidInput
-from taskpass.store import sqlite
+from taskpass.store.database import Database
 
 Row = Mapping[str, Any]
 Values = Mapping[str, Any] | Sequence[Mapping[str, Any]]
@@ -23,10 +21,11 @@ Values = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 class Session:
     """Not for other threads than the one that opened the unit of work."""
 
-    __slots__ = ("_connection", "_spent", "_writable")
+    __slots__ = ("_connection", "_database", "_spent", "_writable")
 
-    def __init__(self, connection: Connection, *, writable: bool) -> None:
+    def __init__(self, connection: Connection, database: Database, *, writable: bool) -> None:
         self._connection = connection
+        self._database = database
         self._writable = writable
         self._spent = False
 
@@ -56,9 +55,9 @@ class Session:
         try:
             # Rows are fetched here too: SQLite finds a damaged page while it reads.
             return take(cast("CursorResult[Any]", self._connection.execute(statement, values)))
-        except (SQLAlchemyError, sqlite3.Error) as error:
+        except self._database.errors as error:
             self._spent = True
-            raise sqlite.translate(error) from None
+            raise self._database.meaning(error) from None
         except (UnicodeEncodeError, OverflowError):
             self._spent = True
             raise InvalidInput("a value cannot be stored") from None

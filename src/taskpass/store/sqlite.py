@@ -13,6 +13,7 @@ import stat
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -25,7 +26,7 @@ from sqlalchemy.pool import QueuePool
 from taskpass.core.errors import ConfigInvalid, Conflict, IllegalTransition, Internal, StoreUnavailable, TaskpassError
 from taskpass.store import triggers
 
-WRITES = "taskpass_writes"
+_WRITES = "taskpass_writes"
 """Execution option of a connection: its transactions begin with the write lock held."""
 
 BUSY_SECONDS = 5.0
@@ -87,19 +88,69 @@ def _check(path: Path, kind: Callable[[int], bool], what: str) -> None:
         raise StoreUnavailable(f"{what} is writable by others", hint="chmod go-w it", code="store_unsafe")
 
 
-@contextmanager
-def opening(path: Path, *, timeout: float) -> Generator[None]:
-    """One process at a time creates and migrates. The kernel releases the lock (a file beside the store) on a crash."""
-    try:
-        lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        readonly = "store_readonly" if isinstance(error, PermissionError) or error.errno == errno.EROFS else None
-        raise StoreUnavailable(f"the store cannot be locked: {error.strerror}", code=readonly) from None
-    try:
-        _flock(lock, time.monotonic() + timeout)
-        yield
-    finally:
-        os.close(lock)
+class SqliteDatabase:
+    """The file at ``path``. ``timeout`` in seconds is how long a transaction waits for others.
+
+    ``reading`` never writes, also not the schema or a file beside the store, and works for a user who may not.
+    """
+
+    kind = "SQLite"
+    errors: tuple[type[Exception], ...] = (SQLAlchemyError, sqlite3.Error)
+
+    def __init__(self, path: Path, *, timeout: float = BUSY_SECONDS, reading: bool = False) -> None:
+        self.path = path
+        self.place = str(path)
+        self._timeout = timeout
+        self.engine = _engine(partial(_open_reading if reading else _open_writing, path, timeout))
+        self._writing = self.engine.execution_options(**{_WRITES: True})
+
+    def meaning(self, error: Exception) -> TaskpassError:
+        return translate(error)
+
+    @contextmanager
+    def opening(self, *, create: bool) -> Generator[None]:
+        """The kernel releases the lock (a file beside the store) on a crash."""
+        prepare(self.path, create=create)
+        try:
+            lock = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            readonly = "store_readonly" if isinstance(error, PermissionError) or error.errno == errno.EROFS else None
+            raise StoreUnavailable(f"the store cannot be locked: {error.strerror}", code=readonly) from None
+        try:
+            _flock(lock, time.monotonic() + self._timeout)
+            yield
+        finally:
+            os.close(lock)
+
+    def check(self, connection: Connection) -> None:
+        if self.path.stat().st_size <= QUICK_CHECK_BYTES:
+            answer = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+            if answer != "ok":
+                raise _unavailable("store_corrupt")
+
+    def install_rules(self, connection: Connection) -> None:
+        triggers.install(connection)
+
+    def begin(self, *, writes: bool) -> Connection:
+        connection = (self._writing if writes else self.engine).connect()
+        try:
+            connection.begin()
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def commit(self, connection: Connection) -> None:
+        connection.commit()
+
+    def settle(self, connection: Connection) -> None:
+        """A commit in WAL mode with ``synchronous = FULL`` is durable when it returns."""
+
+    def listen(self, wake: Callable[[], None]) -> None:
+        """SQLite announces nothing; its one broker tells its own threads."""
+
+    def close(self) -> None:
+        self.engine.dispose()
 
 
 def _flock(lock: int, deadline: float) -> None:
@@ -112,43 +163,32 @@ def _flock(lock: int, deadline: float) -> None:
             time.sleep(0.005)
 
 
-def engine(path: Path, *, timeout: float = BUSY_SECONDS) -> Engine:
-    """Read and write. Connections are pooled; each is used by one thread at a time."""
+def _open_writing(path: Path, timeout: float) -> sqlite3.Connection:
+    made = _connect(path, "mode=rw", timeout)
+    try:
+        if made.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
+            raise StoreUnavailable("the store's file system cannot hold it", hint="use a local disk")
+        for pragma in _PRAGMAS:
+            made.execute(pragma)
+    except BaseException:
+        made.close()
+        raise
+    return made
 
-    def connect() -> sqlite3.Connection:
-        made = _connect(path, "mode=rw", timeout)
-        try:
-            if made.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
-                raise StoreUnavailable("the store's file system cannot hold it", hint="use a local disk")
-            for pragma in _PRAGMAS:
-                made.execute(pragma)
-        except BaseException:
-            made.close()
+
+def _open_reading(path: Path, timeout: float) -> sqlite3.Connection:
+    made = _connect(path, "mode=ro", timeout)
+    try:
+        made.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError:
+        made.close()
+        wal = Path(f"{path}-wal")
+        if wal.exists() and wal.stat().st_size:
             raise
-        return made
-
-    return _engine(connect)
-
-
-def reading_engine(path: Path, *, timeout: float = BUSY_SECONDS) -> Engine:
-    """Read only, also for a user who may not write the directory."""
-
-    def connect() -> sqlite3.Connection:
-        made = _connect(path, "mode=ro", timeout)
-        try:
-            made.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
-        except sqlite3.OperationalError:
-            made.close()
-            wal = Path(f"{path}-wal")
-            if wal.exists() and wal.stat().st_size:
-                raise
-            # Without a -wal file nothing is outside the main file, and SQLite need not create one to read it.
-            made = _connect(path, "mode=ro&immutable=1", timeout)
-        made.execute("PRAGMA query_only = ON")
-        made.execute("PRAGMA trusted_schema = OFF")
-        return made
-
-    return _engine(connect)
+        # Without a -wal file nothing is outside the main file, and SQLite need not create one to read it.
+        made = _connect(path, "mode=ro&immutable=1", timeout)
+    made.execute("PRAGMA query_only = ON")
+    return made
 
 
 def _connect(path: Path, mode: str, timeout: float) -> sqlite3.Connection:
@@ -170,16 +210,8 @@ def _engine(connect: Callable[[], sqlite3.Connection]) -> Engine:
 
 
 def _begin(connection: Connection) -> None:
-    writes = connection.get_execution_options().get(WRITES)
+    writes = connection.get_execution_options().get(_WRITES)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-def quick_check(connection: Connection, path: Path) -> None:
-    """Find gross corruption before anything is decided from this file; raises ``StoreUnavailable``."""
-    if path.stat().st_size <= QUICK_CHECK_BYTES:
-        answer = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
-        if answer != "ok":
-            raise _unavailable("store_corrupt")
 
 
 _MEANING: dict[str, tuple[str, str]] = {
@@ -234,12 +266,3 @@ def _constraint(code: int, message: str) -> TaskpassError:
     if code == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY:
         return Conflict("a record that this one refers to does not exist")
     return Internal("a record is not complete")
-
-
-@contextmanager
-def translated() -> Generator[None]:
-    """Turn what the driver raises into errors of ours."""
-    try:
-        yield
-    except (SQLAlchemyError, sqlite3.Error) as error:
-        raise translate(error) from None

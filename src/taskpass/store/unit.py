@@ -5,10 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 
-from sqlalchemy import Connection, Engine, bindparam, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from taskpass.audit.witness import Witness
 from taskpass.core.audit import Record
@@ -16,10 +15,10 @@ from taskpass.core.clock import Instant
 from taskpass.core.errors import Internal, StoreUnavailable, TaskpassError
 from taskpass.core.ids import InstallationId
 from taskpass.keys.base import Signer
-from taskpass.store import sqlite
 from taskpass.store.approvals import SqlApprovals, SqlChallenges
 from taskpass.store.audit import SqlAudit
 from taskpass.store.base import Installation
+from taskpass.store.database import Database, translated
 from taskpass.store.grants import SqlGrants
 from taskpass.store.leases import SqlLeases
 from taskpass.store.requests import SqlRequests
@@ -93,27 +92,22 @@ class SqlUnit:
 
 
 class SqlStore:
-    """A store on one engine. ``signer`` None makes it a reader. ``witness`` is told the newest head after a commit."""
+    """A store in one database. ``signer`` None makes it a reader. ``witness`` is told the newest head after a commit.
 
-    def __init__(
-        self,
-        engine: Engine,
-        *,
-        path: Path,
-        signer: Signer | None,
-        witness: Witness | None,
-        timeout: float,
-    ) -> None:
-        self.path = path
+    ``timeout`` in seconds is how long a unit of work waits for others in this process.
+    """
+
+    def __init__(self, database: Database, *, signer: Signer | None, witness: Witness | None, timeout: float) -> None:
+        self.database = database
         self.witness = witness
-        self._engine = engine
-        self._writing = engine.execution_options(**{sqlite.WRITES: True})
         self._signer = signer
         self._timeout = timeout
-        # Waiting here is fair and immediate; SQLite's own waiting polls with growing pauses. Only an optimisation:
-        # other processes are kept out by the database.
+        # Waiting here is fair and immediate; SQLite's own waiting polls with growing pauses, and PostgreSQL's needs a
+        # connection for each who waits. Only an optimisation: other processes are kept out by the database.
         self._turn = threading.Lock()
         self._holder = 0
+        self._witnessing = threading.Lock()
+        self._witnessed = 0
 
     @contextmanager
     def write(self) -> Generator[SqlUnit]:
@@ -123,46 +117,89 @@ class SqlStore:
             )
         if self._holder == threading.get_ident():
             raise Internal("a unit of work was opened inside another one")
+        with self._borrow() as held:
+            with self._in_turn(), self._unit(held, self._signer) as unit:
+                yield unit
+            # The turn is over: the next writer works while this one waits for the disk.
+            with translated(self.database):
+                self.database.settle(held.taken)
+            held.usable = True
+        if unit.audit.newest is not None:
+            self._tell_witness(unit.audit.newest)
+
+    @contextmanager
+    def read(self) -> Generator[SqlUnit]:
+        with self._borrow() as held:
+            with self._unit(held, None) as unit:
+                yield unit
+            held.usable = True
+
+    @contextmanager
+    def _in_turn(self) -> Generator[None]:
         if not self._turn.acquire(timeout=self._timeout):
             raise StoreUnavailable("the store is busy", hint="try again", code="store_locked")
         try:
             self._holder = threading.get_ident()
-            with self._unit(self._writing, self._signer) as unit:
-                yield unit
-            if unit.audit.newest is not None and self.witness is not None:
-                self.witness.record(unit.audit.newest)
+            yield
         finally:
             self._holder = 0
             self._turn.release()
 
     @contextmanager
-    def read(self) -> Generator[SqlUnit]:
-        with self._unit(self._engine, None) as unit:
-            yield unit
+    def _borrow(self) -> Generator[_Held]:
+        """A place for the connection of one unit of work, which goes back to the pool at the end of the block."""
+        held = _Held()
+        try:
+            yield held
+        finally:
+            if held.connection is not None:
+                self._let_go(held.connection, usable=held.usable)
 
     @contextmanager
-    def _unit(self, engine: Engine, signer: Signer | None) -> Generator[SqlUnit]:
-        with sqlite.translated():
-            connection = engine.connect()
-        session = Session(connection, writable=signer is not None)
-        sound = False
+    def _unit(self, held: _Held, signer: Signer | None) -> Generator[SqlUnit]:
+        with translated(self.database):
+            held.connection = connection = self.database.begin(writes=signer is not None)
+        session = Session(connection, self.database, writable=signer is not None)
+        usable = False
         try:
-            with sqlite.translated():
-                connection.begin()
             try:
                 yield SqlUnit(session, signer)
             except BaseException:
-                sound = not session.spent
+                usable = not session.spent
                 raise
             if session.spent:
                 raise Internal("a unit of work failed and was used on")
             session.close()
-            with sqlite.translated():
-                connection.commit()
-            sound = True
+            with translated(self.database):
+                self.database.commit(connection)
+        except BaseException:
+            # At once, while it is still this unit's turn: the transaction may hold the write lock.
+            held.connection = None
+            self._let_go(connection, usable=usable)
+            raise
         finally:
             session.close()
-            _let_go(connection, sound=sound)
+
+    def _let_go(self, connection: Connection, *, usable: bool) -> None:
+        """Give the connection back.
+
+        After an error of the driver, above all in a commit, nobody knows whether the transaction is still open: such a
+        connection is thrown away, and the database rolls back what it held.
+        """
+        try:
+            with translated(self.database):
+                if not usable:
+                    connection.invalidate()
+                connection.close()
+        except TaskpassError:
+            connection.invalidate()
+
+    def _tell_witness(self, newest: Record) -> None:
+        """Commits become durable in any order within a moment; the witness only ever goes forward."""
+        with self._witnessing:
+            if self.witness is not None and newest.seq > self._witnessed:
+                self.witness.record(newest)
+                self._witnessed = newest.seq
 
     def iterate_audit(self, *, after: int = 0) -> Iterator[Record]:
         batch = _BATCH
@@ -187,19 +224,18 @@ class SqlStore:
         return found[0].hash if found and found[0].seq == seq else None
 
     def close(self) -> None:
-        self._engine.dispose()
+        self.database.close()
 
 
-def _let_go(connection: Connection, *, sound: bool) -> None:
-    """Roll back what was not committed and give the connection back.
+@dataclass
+class _Held:
+    """``usable``: the connection can be used again."""
 
-    After an error of the driver, above all in a commit, nobody knows whether the transaction is still open: such a
-    connection is thrown away, and SQLite rolls back what it held.
-    """
-    try:
-        with sqlite.translated():
-            if not sound:
-                connection.invalidate()
-            connection.close()
-    except TaskpassError:
-        connection.invalidate()
+    connection: Connection | None = None
+    usable: bool = False
+
+    @property
+    def taken(self) -> Connection:
+        if self.connection is None:
+            raise Internal("a unit of work has no connection")
+        return self.connection

@@ -87,7 +87,7 @@ def test_a_unit_of_work_inside_another_is_a_defect_and_not_a_deadlock(store):
 
 def bounded(store, pages):
     """Let the database grow to ``pages`` pages only: SQLite then answers as on a full disk."""
-    with store._engine.connect() as connection:
+    with store.database.engine.connect() as connection:
         now = connection.exec_driver_sql("PRAGMA page_count").scalar()
         connection.exec_driver_sql(f"PRAGMA max_page_count = {pages if pages > now else now}")
 
@@ -208,8 +208,8 @@ class Injected:
     def __init__(self, store, k):
         self.left = k
         self.store = store
-        hook.listen(store._engine, "before_cursor_execute", self.statement)
-        hook.listen(store._engine, "commit", self.commit)
+        hook.listen(store.database.engine, "before_cursor_execute", self.statement)
+        hook.listen(store.database.engine, "commit", self.commit)
 
     def fail(self):
         error = sqlite3.OperationalError("injected")
@@ -227,8 +227,8 @@ class Injected:
             self.fail()
 
     def remove(self):
-        hook.remove(self.store._engine, "before_cursor_execute", self.statement)
-        hook.remove(self.store._engine, "commit", self.commit)
+        hook.remove(self.store.database.engine, "before_cursor_execute", self.statement)
+        hook.remove(self.store.database.engine, "commit", self.commit)
 
 
 def everything(store, records):
@@ -301,7 +301,7 @@ def test_a_caller_that_swallows_an_error_does_not_commit_a_part(home, store):
 
 def test_a_store_that_cannot_be_written_says_so(store):
     append(store)
-    with store._engine.connect() as connection:
+    with store.database.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA query_only = ON")
     assert code_of(lambda: append(store)) == "store_readonly"
     with store.read() as unit:

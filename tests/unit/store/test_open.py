@@ -123,14 +123,14 @@ def test_the_versions_known_are_those_of_the_migrations():
 
 
 def test_the_migrations_build_the_tables(store):
-    with store._engine.connect() as connection:
+    with store.database.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, metadata) == []
 
 
 def test_durability_is_what_was_promised(store):
-    for engine in (store._engine, store._writing):
-        with engine.connect() as connection:
+    for writes in (False, True):
+        with store.database.begin(writes=writes) as connection:
             for pragma, value in (("journal_mode", "wal"), ("synchronous", 2), ("foreign_keys", 1)):
                 assert connection.exec_driver_sql(f"PRAGMA {pragma}").scalar() == value
 
