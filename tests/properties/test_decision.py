@@ -67,7 +67,7 @@ def test_together_is_no_looser_than_either(a, b):
     assert no_looser(a.stricter(b), b)
 
 
-@given(st.lists(obligations, max_size=4), obligations)
+@given(st.lists(obligations, min_size=1, max_size=4), obligations)
 def test_one_more_policy_never_loosens_a_duty(some, more):
     assert no_looser(strictest([*some, more]), strictest(some))
 

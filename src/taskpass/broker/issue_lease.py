@@ -17,8 +17,9 @@ from taskpass.broker.review_request import count_votes
 from taskpass.broker.take_back import close_lease, take_back
 from taskpass.core.approval import Tally
 from taskpass.core.audit import Event
+from taskpass.core.bearer import Bearer
 from taskpass.core.clock import Instant, after, seconds_between
-from taskpass.core.decision import Decision, Delivery, Outcome
+from taskpass.core.decision import Decision, Delivery, Outcome, as_asked
 from taskpass.core.errors import Conflict, Denied, Expired, ObligationUnmet, Pending, TaskpassError
 from taskpass.core.grant import Grant
 from taskpass.core.guard import demand_sane_clock, effective_now
@@ -26,11 +27,13 @@ from taskpass.core.ids import GrantId, LeaseId, RequestId, role_name
 from taskpass.core.lease import Lease, LeaseEvent, LeaseState
 from taskpass.core.request import AccessRequest, RequestEvent, RequestState
 from taskpass.core.secret import Secret
+from taskpass.core.separation import Environment
 from taskpass.core.task import Task, TaskState
 from taskpass.gateways.base import Endpoint, EndpointOrder
 from taskpass.identity.base import Caller
 from taskpass.issuers.base import Order
 from taskpass.store.base import Unit
+from taskpass.wire.postgres.address import parse_address
 
 SECRET_BYTES = 32
 """256 random bits: a SCRAM verifier with one iteration is then as good as one with many."""
@@ -43,8 +46,11 @@ MAX_LIVE_OF_SPONSOR = 10
 
 @dataclass(frozen=True, slots=True)
 class Issued:
+    """Exactly one of ``endpoint`` and ``bearer`` is set, by the lease's delivery."""
+
     lease: Lease
-    endpoint: Endpoint
+    endpoint: Endpoint | None
+    bearer: Bearer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +65,7 @@ class Intent:
 
 
 def issue_lease(broker: Broker, caller: Caller, request_id: RequestId, *, until_process_ends: bool) -> Issued:
-    """The endpoint of a fresh lease for an approved request.
+    """A fresh lease for an approved request: its endpoint, or the secret where that was asked for and is permitted.
 
     ``until_process_ends`` ties the lease to the calling process as well as to the task. Raises ``Pending``, ``Denied``,
     ``Expired``, ``ManifestChanged``, ``ObligationUnmet``, ``TargetUnavailable``, ``TargetUnfit`` or
@@ -74,7 +80,8 @@ def finish(broker: Broker, caller: Caller, intent: Intent, *, until_process_ends
     try:
         with broker.closing.hold(intent.lease.id):
             _make(broker, intent, secret)
-        endpoint = broker.endpoints.open(_endpoint_order(broker, caller, intent, secret))
+        bearer = _bearer(intent.lease, secret) if intent.lease.delivery is Delivery.BEARER else None
+        endpoint = None if bearer else broker.endpoints.open(_endpoint_order(broker, caller, intent, secret))
         if until_process_ends:
             broker.holders.watch_lease(intent.lease.id, caller)
         # A revocation that came before the endpoint was open found nothing to cut.
@@ -82,7 +89,7 @@ def finish(broker: Broker, caller: Caller, intent: Intent, *, until_process_ends
     except BaseException as error:
         _undo(broker, intent, error)
         raise
-    return Issued(lease, endpoint)
+    return Issued(lease, endpoint, bearer)
 
 
 def _record_intent(broker: Broker, caller: Caller, request_id: RequestId) -> Intent:
@@ -95,6 +102,7 @@ def _record_intent(broker: Broker, caller: Caller, request_id: RequestId) -> Int
     resource = broker.resource(request.scope.resource)
     broker.fitness.demand(resource.name)
     decision = decide(broker, task, resource, request.manifest, request.lifetime, request.reason)
+    decision = as_asked(decision, request.decision.obligations.delivery)
     _demand_not_denied(broker, request, decision)
     with broker.store.write() as unit:
         request = unit.requests.get(request_id)
@@ -140,13 +148,15 @@ def intend(broker: Broker, unit: Unit, request: AccessRequest, task: Task, decis
     if Outcome.NEEDS_APPROVAL in (decision.outcome, request.decision.outcome):
         counted = _demand_votes(broker, unit, request, task, decision)
         manifest, lifetime = counted.manifest, counted.lifetime
-    _demand_obligations(decision)
+    _demand_deliverable(request, decision)
     lifetime = min(lifetime, decision.obligations.max_ttl)
     started = (request.decided_at or now) if counted else now
     ends_at = min(after(started, lifetime), task.expires_at)
     if seconds_between(now, ends_at) < 1:
         raise Expired("the grant has run out before it was used", hint="ask again")
-    renewable = counted is None and task.principal.run is not None
+    # A secret may have been copied: it does not live longer than what was decided when it was handed out.
+    endpoint = decision.obligations.delivery is Delivery.ENDPOINT
+    renewable = counted is None and task.principal.run is not None and endpoint
     grant = Grant(
         id=GrantId(broker.new_id("grt")),
         request=request.id,
@@ -174,7 +184,16 @@ def _demand_unchanged(unit: Unit, request: AccessRequest, task: Task) -> None:
     if unit.tasks.get(task.id).state is not TaskState.OPEN:
         raise Expired("the task has ended", hint="open a new one")
     scope, snapshot = request.scope, request.decision.snapshot
-    expected = digest_of(unit, task, scope.resource, request.environment, request.manifest, request.lifetime, snapshot)
+    expected = digest_of(
+        unit,
+        task,
+        scope.resource,
+        request.environment,
+        request.manifest,
+        request.lifetime,
+        request.decision.obligations.delivery,
+        snapshot,
+    )
     if expected != request.digest:
         raise Conflict("the request is not what was decided any more", hint="ask again", code="request_void")
 
@@ -199,10 +218,14 @@ def _demand_votes(broker: Broker, unit: Unit, request: AccessRequest, task: Task
     return counted
 
 
-def _demand_obligations(decision: Decision) -> None:
-    if decision.obligations.delivery is not Delivery.ENDPOINT:
+def _demand_deliverable(request: AccessRequest, decision: Decision) -> None:
+    """What was asked for is what is permitted now, and production never hands a secret out, whatever was decided."""
+    asked, permitted = request.decision.obligations.delivery, decision.obligations.delivery
+    if asked is not permitted:
+        raise ObligationUnmet("policy does not permit this delivery any more", hint="ask again without --deliver")
+    if asked is not Delivery.ENDPOINT and request.environment is Environment.PRODUCTION:
         raise ObligationUnmet(
-            "policy asks for a delivery that this version does not have", hint='use @delivery("endpoint")'
+            "production hands no secret out", hint="leave --deliver out: an endpoint works", code="bearer_in_production"
         )
 
 
@@ -215,7 +238,7 @@ def _new_lease(broker: Broker, unit: Unit, request: AccessRequest, grant: Grant,
         role=role_name(unit.installation.id, lease_id),
         target=broker.issuer(request.scope.resource).target,
         manifest_digest=grant.manifest.digest(),
-        delivery=Delivery.ENDPOINT,
+        delivery=request.decision.obligations.delivery,
         state=LeaseState.INTENDED,
         created_at=broker.now(unit),
         expires_at=expires_at,
@@ -260,6 +283,7 @@ def _make(broker: Broker, intent: Intent, secret: Secret) -> None:
             manifest=intent.grant.manifest,
             lifetime=lifetime,
             secret=secret,
+            delivery=lease.delivery,
             audit_head=intent.head,
             limits=broker.limits_of(intent.request.scope),
         )
@@ -284,6 +308,13 @@ def _demand_state(broker: Broker, lease: Lease, state: LeaseState) -> tuple[Leas
     if left < 1:
         raise Expired("the lease ran out while it was being made", hint="ask again")
     return lease, left
+
+
+def _bearer(lease: Lease, secret: Secret) -> Bearer:
+    address = parse_address(lease.target.address)
+    return Bearer(
+        address.host, address.port, address.database, lease.role, lease.target.tls.get("ca", ""), password=secret
+    )
 
 
 def _endpoint_order(broker: Broker, caller: Caller, intent: Intent, secret: Secret) -> EndpointOrder:

@@ -15,11 +15,13 @@ from taskpass.core.decision import (
     DEFAULT_TTL,
     PRODUCTION_TTL,
     Decision,
+    Delivery,
     Obligations,
     Outcome,
+    as_asked,
     strictest,
 )
-from taskpass.core.errors import Conflict, Denied, Expired, InvalidInput, NotFound
+from taskpass.core.errors import Conflict, Denied, Expired, InvalidInput, NotFound, ObligationUnmet
 from taskpass.core.guard import demand_sane_clock
 from taskpass.core.ids import RequestId
 from taskpass.core.manifest import Manifest
@@ -32,7 +34,7 @@ from taskpass.core.request import (
     request_digest,
 )
 from taskpass.core.scope import Scope
-from taskpass.core.separation import Environment, serves
+from taskpass.core.separation import Environment, Separation, serves
 from taskpass.core.task import Task, TaskState
 from taskpass.core.text import REASON_BYTES, accept
 from taskpass.identity.base import Caller
@@ -60,6 +62,7 @@ class Wish:
     lifetime: int | None = None
     reason: str = ""
     task_id: str | None = None
+    delivery: Delivery = Delivery.ENDPOINT
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,7 @@ def ask(broker: Broker, caller: Caller, wish: Wish) -> Asked:
         task = own_task(broker, unit, caller, wish.task_id)
         debt = owed(unit)
     _demand_separation(broker, task, offered)
+    _demand_of_use(task, offered, wish.delivery)
     refuse_debtors(debt, task, offered.name)
     broker.fitness.demand(offered.name)
     manifest = broker.issuer(offered.name).resolve(scope)
@@ -104,7 +108,7 @@ def ask(broker: Broker, caller: Caller, wish: Wish) -> Asked:
         nothing = Decision(Outcome.DENY, "nothing_to_grant", Obligations())
         return Asked(task, offered, scope, manifest, DEFAULT_TTL, wish.reason, nothing)
     lifetime = _wanted(wish.lifetime, offered.environment)
-    decision = decide(broker, task, offered, manifest, lifetime, wish.reason)
+    decision = as_asked(decide(broker, task, offered, manifest, lifetime, wish.reason), wish.delivery)
     return Asked(task, offered, scope, manifest, lifetime, wish.reason, decision)
 
 
@@ -169,6 +173,20 @@ def _demand_separation(broker: Broker, task: Task, resource: Resource) -> None:
     )
 
 
+def _demand_of_use(task: Task, resource: Resource, delivery: Delivery) -> None:
+    """Refuse a secret that could not be used, or would travel further than the caller's own socket."""
+    if delivery is Delivery.ENDPOINT:
+        return
+    if task.principal.separation is Separation.SANDBOX and resource.address.startswith("/"):
+        raise ObligationUnmet(
+            "the sandbox does not see the socket of this database, so a secret for it would be of no use",
+            hint="leave --deliver out: an endpoint works",
+            code="bearer_unusable",
+        )
+    if task.principal.separation is Separation.HOST:
+        raise ObligationUnmet("a secret is not handed to another machine", hint="leave --deliver out")
+
+
 def record(broker: Broker, unit: Unit, asked: Asked) -> AccessRequest:
     """Write the request down with its decision, in the state that follows from it."""
     task, resource, manifest, decision = asked.task, asked.resource, asked.manifest, asked.decision
@@ -195,7 +213,16 @@ def record(broker: Broker, unit: Unit, asked: Asked) -> AccessRequest:
         lifetime=lifetime,
         reason=asked.reason,
         decision=decision,
-        digest=digest_of(unit, task, resource.name, resource.environment, manifest, lifetime, broker.policy.snapshot),
+        digest=digest_of(
+            unit,
+            task,
+            resource.name,
+            resource.environment,
+            manifest,
+            lifetime,
+            decision.obligations.delivery,
+            broker.policy.snapshot,
+        ),
         separation=task.principal.separation,
         state=RequestState.PENDING,
         created_at=now,
@@ -211,7 +238,14 @@ def record(broker: Broker, unit: Unit, asked: Asked) -> AccessRequest:
 
 
 def digest_of(
-    unit: Unit, task: Task, resource: str, environment: Environment, manifest: Manifest, lifetime: int, snapshot: str
+    unit: Unit,
+    task: Task,
+    resource: str,
+    environment: Environment,
+    manifest: Manifest,
+    lifetime: int,
+    delivery: Delivery,
+    snapshot: str,
 ) -> str:
     """``core.request.request_digest`` with this installation and epoch."""
     return request_digest(
@@ -222,6 +256,7 @@ def digest_of(
         environment=environment,
         manifest=manifest,
         lifetime=lifetime,
+        delivery=delivery,
         snapshot=snapshot,
     )
 

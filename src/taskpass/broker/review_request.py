@@ -152,7 +152,14 @@ def _left(broker: Broker, unit: Unit, request: AccessRequest, task: Task, ballot
     if ballot.verdict is Verdict.APPROVE and manifest.empty:
         raise InvalidInput("nothing would be left of the request", hint="deny it instead", code="nothing_left")
     digest = digest_of(
-        unit, task, request.scope.resource, request.environment, manifest, lifetime, request.decision.snapshot
+        unit,
+        task,
+        request.scope.resource,
+        request.environment,
+        manifest,
+        lifetime,
+        request.decision.obligations.delivery,
+        request.decision.snapshot,
     )
     return manifest, lifetime, digest
 
@@ -210,6 +217,7 @@ def signature_holds(broker: Broker, unit: Unit, vote: Approval, request: AccessR
         request.environment,
         vote.manifest,
         vote.lifetime,
+        request.decision.obligations.delivery,
         broker.policy.snapshot,
     )
     data = challenge(

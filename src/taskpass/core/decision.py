@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
+from functools import reduce
 
 from taskpass.core.separation import Environment
 
@@ -30,7 +31,7 @@ class Outcome(IntEnum):
 
 
 class Delivery(StrEnum):
-    """How the access reaches the tool. ``BEARER`` is not offered yet and is listed because records name it."""
+    """How the access reaches the tool: a socket without a secret in it, or a password that works for whoever has it."""
 
     ENDPOINT = "endpoint"
     BEARER = "bearer"
@@ -41,7 +42,8 @@ class Obligations:
     """Duties of a permit. Combined, the most restrictive wins for each.
 
     ``max_ttl`` in seconds; ``quorum`` the number of distinct humans; ``approvers`` groups of which *each* must be
-    represented among the votes.
+    represented among the votes. ``delivery`` is the most that may be handed out; in the decision of a request it is
+    what was asked for within that (see ``as_asked``).
     """
 
     max_ttl: int = ABSOLUTE_MAX_TTL
@@ -82,11 +84,9 @@ class Obligations:
 
 
 def strictest(obligations: Iterable[Obligations]) -> Obligations:
-    """All of them together; without any, the absolute maximum and no approver."""
-    result = Obligations()
-    for item in obligations:
-        result = result.stricter(item)
-    return result
+    """All of them together; without any, the absolute maximum, no approver and no secret."""
+    found = list(obligations)
+    return reduce(Obligations.stricter, found) if found else Obligations()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,9 @@ def combine(unapproved: Evaluation, approved: Evaluation, *, engine: str = "", s
     """
     errors = unapproved.errors + approved.errors
     policies = tuple(dict.fromkeys(unapproved.policies + approved.policies))
-    duties = unapproved.obligations.stricter(approved.obligations)
+    # An evaluation that no policy determined says nothing: it must neither add a duty nor take a permission away.
+    said = [each.obligations for each in (unapproved, approved) if each.policies or each.obligations != Obligations()]
+    duties = strictest(said)
 
     def decide(outcome: Outcome, code: str) -> Decision:
         return Decision(outcome, code, duties, policies, errors, engine, snapshot)
@@ -160,17 +162,33 @@ def floor(decision: Decision, environment: Environment, *, writes: bool) -> Deci
     """What holds in code whatever the policies say: production always asks, writes in staging ask.
 
     Also: a permit that comes with approvers or a quorum asks them, because a permit cannot carry that duty; lifetimes
-    never exceed the absolute maximum; and an approval needs at least one approver of a named group.
+    never exceed the absolute maximum; production hands no secret out; and an approval needs at least one approver of a
+    named group.
     """
     outcome, code, duties = decision.outcome, decision.code, decision.obligations
     asks = environment is Environment.PRODUCTION or (environment is Environment.STAGING and writes)
     asks = asks or duties.quorum > 0 or bool(duties.approvers)
     if outcome is Outcome.PERMIT and asks:
         outcome, code = Outcome.NEEDS_APPROVAL, "needs_approval"
-    longest = PRODUCTION_TTL if environment is Environment.PRODUCTION else ABSOLUTE_MAX_TTL
-    duties = duties.stricter(Obligations(max_ttl=longest))
+    production = environment is Environment.PRODUCTION
+    duties = replace(
+        duties,
+        max_ttl=min(duties.max_ttl, PRODUCTION_TTL if production else ABSOLUTE_MAX_TTL),
+        delivery=Delivery.ENDPOINT if production else duties.delivery,
+    )
     if outcome is Outcome.NEEDS_APPROVAL:
-        duties = duties.stricter(Obligations(quorum=1))
+        duties = replace(duties, quorum=max(duties.quorum, 1))
         if not duties.approvers:
             outcome, code = Outcome.DENY, "no_approvers"
     return replace(decision, outcome=outcome, code=code, obligations=duties)
+
+
+def as_asked(decision: Decision, delivery: Delivery) -> Decision:
+    """``decision`` for the delivery that was asked for: an endpoint for whoever asks for one, also where policy would
+    hand out more; a deny (``endpoint_only``) for whoever asks for a secret that policy does not permit.
+    """
+    if delivery is Delivery.ENDPOINT:
+        return replace(decision, obligations=replace(decision.obligations, delivery=Delivery.ENDPOINT))
+    if decision.outcome is Outcome.DENY or decision.obligations.delivery is delivery:
+        return decision
+    return replace(decision, outcome=Outcome.DENY, code="endpoint_only")

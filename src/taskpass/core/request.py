@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from taskpass.core import digest
 from taskpass.core.clock import Instant
-from taskpass.core.decision import Decision
+from taskpass.core.decision import Decision, Delivery
 from taskpass.core.ids import InstallationId, RequestId, TaskId
 from taskpass.core.machine import Table
 from taskpass.core.manifest import Manifest
@@ -94,9 +94,11 @@ def request_digest(
     environment: Environment,
     manifest: Manifest,
     lifetime: int,
+    delivery: Delivery,
     snapshot: str,
 ) -> str:
-    """What an approver signs: {epoch, principal chain, task, resource, manifest, level, lifetime, policy snapshot}.
+    """What an approver signs: {epoch, principal chain, task, resource, manifest, level, lifetime, delivery, policy
+    snapshot}.
 
     Design: architecture.md, *Digest*. The manifest is the one the approver leaves after narrowing.
     """
@@ -111,6 +113,7 @@ def request_digest(
             "level": manifest.level.value,
             "manifest": manifest.to_json(),
             "lifetime": lifetime,
+            "delivery": delivery.value,
             "snapshot": snapshot,
         },
     )

@@ -21,6 +21,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from taskpass.core.clock import Instant
+from taskpass.core.decision import Delivery
 from taskpass.core.ids import InstallationId, LeaseId, RoleName
 from taskpass.core.lease import Target
 from taskpass.core.limits import Enforced, Limits
@@ -98,7 +99,8 @@ class Order:
     ``asked`` is the digest of the manifest that ``scope`` resolved to when it was decided: the recomputed one must have
     the same. ``manifest`` (within it) is what is granted. ``lifetime`` in seconds from now by the target's clock.
     ``verifier_of`` is the secret whose SCRAM verifier is sent; the secret itself never is. ``audit_head`` goes into the
-    target's own log as an outside anchor.
+    target's own log as an outside anchor. ``delivery`` says who logs in with the secret: the broker alone, or whoever
+    was handed it, with any client.
     """
 
     lease: LeaseId
@@ -110,6 +112,7 @@ class Order:
     secret: Secret = field(repr=False)
     audit_head: str = ""
     limits: Limits = field(default_factory=Limits)
+    delivery: Delivery = Delivery.ENDPOINT
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ ANNOTATIONS: Mapping[str, str] = {
     "quorum": "number of distinct people who must approve, 1 to 9; the largest applies",
     "approvers": "groups, separated by commas, each of which must be among the approvers; all of them apply",
     "read_only": "without a value: sessions are read-only; one policy that says so suffices",
-    "delivery": 'how the access reaches the tool: only "endpoint" is offered',
+    "delivery": 'how the access may reach the tool: "endpoint", or "bearer" too if every determining policy says so',
     "reason_code": "of a forbid: the code that the agent is told instead of policy_denied",
     "review_by": "date (YYYY-MM-DD) after which `taskpass policy check` warns",
 }
@@ -39,6 +39,7 @@ CORE_CODES = frozenset(
         "too_few_approvers",
         "nothing_asked",
         "too_many_objects",
+        "endpoint_only",
     }
 )
 """Codes that the engine itself answers with; a policy must not pretend to be one of them."""
@@ -132,9 +133,7 @@ def _flag(text: str) -> bool:
 
 
 def _delivery(text: str) -> Delivery:
-    if text != Delivery.ENDPOINT.value:
-        raise ValueError
-    return Delivery.ENDPOINT
+    return Delivery(text)
 
 
 def _reason_code(text: str) -> str:

@@ -30,7 +30,7 @@ EXPECTED: Mapping[str, str] = {
     "quorum": "number of people",
     "approvers": "list of groups",
     "read_only": "true or false",
-    "delivery": "endpoint",
+    "delivery": "endpoint or bearer",
     "policies": "list of the ids of all policies that had a say",
 }
 

@@ -16,6 +16,7 @@ from taskpass.broker.open_task import open_task, own_task
 from taskpass.broker.release_lease import release_lease
 from taskpass.broker.request_access import Wish, cancel_request, own_request, request_access
 from taskpass.broker.runs import bind_run
+from taskpass.core.decision import Delivery
 from taskpass.core.errors import InvalidInput, NotFound
 from taskpass.core.ids import LeaseId, RequestId, TaskId, parse_id
 from taskpass.core.lease import UNENDED
@@ -103,6 +104,7 @@ class AgentMethods:
             lifetime=params.optional_integer("ttl"),
             reason=params.text("reason", ""),
             task_id=params.optional_text("task"),
+            delivery=_delivery(params.text("delivery", Delivery.ENDPOINT)),
         )
         connect = params.flag("connect")
         params.done()
@@ -111,7 +113,7 @@ class AgentMethods:
         else:
             request, issued = request_access(self._broker, caller, wish), None
         self._changed.announce()
-        lease = {"lease": lease_view(issued.lease, issued.endpoint)} if issued else {}
+        lease = {"lease": lease_view(issued.lease, issued.endpoint, issued.bearer)} if issued else {}
         return {**request_view(request, stated(self._broker, request.scope)), **lease}
 
     def _request_status(self, params: Params, caller: Caller) -> dict[str, object]:
@@ -142,7 +144,7 @@ class AgentMethods:
         if holder == "task" and caller.run is None:
             raise InvalidInput("outside a run a lease ends with the process that asked", hint="leave holder out")
         issued = issue_lease(self._broker, caller, request_id, until_process_ends=holder == "process")
-        return lease_view(issued.lease, issued.endpoint)
+        return lease_view(issued.lease, issued.endpoint, issued.bearer)
 
     def _release(self, params: Params, caller: Caller) -> dict[str, object]:
         lease_id = LeaseId(parse_id("lse", params.text("lease")))
@@ -175,3 +177,9 @@ class AgentMethods:
             "leases": [lease_view(lease) for lease in leases],
             **self._list_resources(Params({}), caller),
         }
+
+
+def _delivery(text: str) -> Delivery:
+    if text not in list(Delivery):
+        raise InvalidInput("delivery is endpoint or bearer")
+    return Delivery(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from taskpass.core.approval import Approval
+from taskpass.core.bearer import Bearer
 from taskpass.core.clock import Instant, rfc3339
 from taskpass.core.decision import Decision, Outcome
 from taskpass.core.lease import Lease, LeaseState
@@ -91,8 +92,12 @@ def _next(request: AccessRequest) -> str:
             return "This request has ended. Ask again if you still need the access."
 
 
-def lease_view(lease: Lease, endpoint: Endpoint | None = None, *, people: bool = False) -> dict[str, object]:
-    """``people`` adds what only operators see: attempts, errors, the address."""
+def lease_view(
+    lease: Lease, endpoint: Endpoint | None = None, bearer: Bearer | None = None, *, people: bool = False
+) -> dict[str, object]:
+    """``people`` adds what only operators see: attempts, errors, the address. ``bearer`` is revealed: only for the
+    answer to the one who was issued it.
+    """
     view: dict[str, object] = {
         "lease": lease.id,
         "task": lease.task,
@@ -111,6 +116,8 @@ def lease_view(lease: Lease, endpoint: Endpoint | None = None, *, people: bool =
         view["proof"] = dict(lease.proof) if people else _proof_for_agents(lease)
     if endpoint:
         view["endpoint"] = endpoint.to_json()
+    if bearer:
+        view["bearer"] = bearer.reveal()
     if people:
         view |= {
             "grant": lease.grant,

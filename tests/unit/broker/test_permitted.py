@@ -12,7 +12,7 @@ from taskpass.broker.open_task import MAX_OPEN
 from taskpass.broker.release_lease import release_lease
 from taskpass.broker.request_access import cancel_request
 from taskpass.broker.take_back import take_back
-from taskpass.core.decision import Delivery, Outcome
+from taskpass.core.decision import Outcome
 from taskpass.core.errors import (
     Conflict,
     Denied,
@@ -21,7 +21,6 @@ from taskpass.core.errors import (
     ManifestChanged,
     NotAuthenticated,
     NotFound,
-    ObligationUnmet,
 )
 from taskpass.core.ids import RequestId, TaskId
 from taskpass.core.lease import LeaseState
@@ -423,22 +422,6 @@ def test_a_permit_that_became_a_question_is_not_issued_without_votes(h):
     with pytest.raises(Denied) as refused:
         agent.issue(request)
     assert refused.value.code == "approval_void"
-
-
-def test_a_duty_that_cannot_be_met_is_a_refusal(h):
-    agent = h.agent()
-    agent.open_task()
-    decide = h.policy.decide
-
-    def with_duty(question):
-        decision = decide(question)
-        return replace(decision, obligations=replace(decision.obligations, delivery=Delivery.BEARER))
-
-    h.policy.decide = with_duty
-    request = agent.request()
-    with pytest.raises(ObligationUnmet):
-        agent.issue(request)
-    assert h.leases() == []
 
 
 def test_a_task_that_has_ended_issues_nothing(h):

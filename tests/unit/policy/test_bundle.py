@@ -53,7 +53,7 @@ def rule(annotations, effect="permit", condition=""):
         ('@id("x") @approvers("nobody")', "group nobody"),
         ('@id("x") @approvers("dba, empty")', "group empty"),
         ('@id("x") @read_only("false")', "@read_only"),
-        ('@id("x") @delivery("bearer")', "@delivery"),
+        ('@id("x") @delivery("secret")', "@delivery"),
         ('@id("x") @delivery("")', "@delivery"),
         ('@id("x") @review_by("soon")', "@review_by"),
         ('@id("x") @review_by("2026-02-30")', "@review_by"),

@@ -133,7 +133,7 @@ class PostgresIssuer:
         self._own(order.role)
         if order.manifest.empty:
             raise InvalidInput("there is nothing to grant")
-        verifier = scram.verifier(order.secret, self._entropy)
+        verifier = scram.verifier(order.secret, self._entropy, iterations=scram.ITERATIONS[order.delivery])
         _again(lambda: self._create_once(order, verifier))
 
     def _create_once(self, order: Order, verifier: str) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 
 from taskpass.core.clock import Entropy
+from taskpass.core.decision import Delivery
 from taskpass.core.secret import Secret
 
 ENDPOINT_ITERATIONS = 1
@@ -17,6 +18,8 @@ ENDPOINT_ITERATIONS = 1
 
 BEARER_ITERATIONS = 4096
 """What RFC 7677 asks for and some clients demand."""
+
+ITERATIONS = {Delivery.ENDPOINT: ENDPOINT_ITERATIONS, Delivery.BEARER: BEARER_ITERATIONS}
 
 
 def new_secret(entropy: Entropy) -> Secret:
