@@ -129,10 +129,7 @@ def _resource(name: str, resource: View) -> Iterator[Row]:
     else:
         yield Row(check, State.OK, f"serves {resource['environment']}")
     for finding in resource.get("findings", []):
-        if finding["severity"] != "ok":
-            yield Row(
-                f"{check}: {finding['check']}", _SEVERITIES[finding["severity"]], finding["message"], finding["fix"]
-            )
+        yield Row(f"{check}: {finding['check']}", _SEVERITIES[finding["severity"]], finding["message"], finding["fix"])
 
 
 def _print(rows: list[Row]) -> None:

@@ -40,6 +40,8 @@ _STDIN_BYTES = 4096
 @click.option("--node", "nodes", multiple=True, metavar="ADDRESS", help="A replica that an agent could reach.")
 @click.option("--admin-dsn-stdin", is_flag=True, help="Read the administrator's login from stdin.")
 @click.option("--print-sql", is_flag=True, help="Print the script for a DBA instead of running it.")
+@click.option("--upgrade", is_flag=True, help="With --print-sql: the step from any older kit to this version's.")
+@click.option("--uninstall", is_flag=True, help="With --print-sql: what takes the kit out of a database again.")
 @click.option("--login-stdin", is_flag=True, help="After --print-sql: read the broker's own login from stdin.")
 @click.option("--close-other-databases", is_flag=True, help="End what every login may do in the cluster's other ones.")
 @click.option("--person", metavar="PERSON", help="Who you are; your account's name, if left out.")
@@ -57,6 +59,8 @@ def command(
     nodes: tuple[str, ...],
     admin_dsn_stdin: bool,
     print_sql: bool,
+    upgrade: bool,
+    uninstall: bool,
     login_stdin: bool,
     close_other_databases: bool,
     person: str | None,
@@ -75,6 +79,8 @@ def command(
 
     if sum((admin_dsn_stdin, print_sql, login_stdin)) > 1:
         raise InvalidInput("one of --admin-dsn-stdin, --print-sql and --login-stdin", code="usage")
+    if upgrade or uninstall:
+        return _script_of_the_kit(print_sql=print_sql, upgrade=upgrade, uninstall=uninstall)
     wanted = enrolment.Wanted(
         name or "", Environment(environment), tables or ("public.*",), exclude, nodes, close_other_databases
     )
@@ -100,6 +106,17 @@ def command(
         _how_to_continue(wanted)
     elif postgres:
         talk("next: taskpass up; and then: taskpass exec --resource NAME --access read -- psql")
+    return 0
+
+
+def _script_of_the_kit(*, print_sql: bool, upgrade: bool, uninstall: bool) -> int:
+    """The same for every database and every installation, so it needs neither."""
+    from taskpass.issuers.postgres import kit
+
+    if not print_sql or (upgrade and uninstall):
+        raise InvalidInput("--upgrade and --uninstall go with --print-sql, one at a time", code="usage")
+    show(kit.upgrade_sql() if upgrade else kit.uninstall_sql())
+    talk("taskpass: a DBA runs this in each enrolled database (psql -X -v ON_ERROR_STOP=1 -f FILE); no secret is in it")
     return 0
 
 

@@ -226,6 +226,10 @@ class EmbeddedServer:
         """Process id of the postmaster; 0 if it is not running."""
         return self._process.pid if self._process is not None and self._process.poll() is None else 0
 
+    def program(self, name: str) -> str:
+        """The path of one of the version's own programs, such as ``pg_dump``."""
+        return self._binaries.program(name)
+
     def address(self, database: str) -> str:
         """``host:port/database``, as in the configuration."""
         return f"{self.host}:{self.port}/{database}"

@@ -55,9 +55,14 @@ class Broker:
         self.scope = Scope("shop", "read", Level.READ, ("shop.*",), ("shop.hidden",))
         with contextlib.closing(admin or database.server.connect(database.name)) as connection:
             verifier = scram.verifier(self.password, ENTROPY, iterations=4096)
-            enrolment = kit.Enrolment(self.installation, verifier, tables, exclude, **ceiling)
-            connection.execute(kit.install_sql(connection.info.server_version, enrolment).encode())
+            self.install(connection, verifier, kit.Enrolment(self.installation, verifier, tables, exclude, **ceiling))
         self.issuer = self.new_issuer()
+
+    def install(self, connection, verifier, enrolment):
+        connection.execute(kit.install_sql(connection.info.server_version, enrolment).encode())
+
+    def role_name(self, lease):
+        return role_name(self.installation, lease)
 
     def new_issuer(self, **changes):
         target = Target(

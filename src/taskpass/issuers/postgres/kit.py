@@ -21,7 +21,7 @@ from taskpass.core.ids import InstallationId
 from taskpass.core.scope import pattern
 from taskpass.issuers.base import Finding, Severity
 
-KIT_VERSION = 1
+KIT_VERSION = 2
 OLDEST = 150000
 """The oldest ``server_version_num`` that the kit was measured on."""
 
@@ -63,7 +63,12 @@ def install_sql(server_version: int, enrolment: Enrolment) -> str:
         raise InvalidInput("Taskpass needs PostgreSQL 15 or newer")
     if not enrolment.tables:
         raise InvalidInput("an enrolment names at least one table pattern")
-    return "\n".join((_file("kit.sql"), _login(enrolment), _enrol(enrolment), _file("reach.sql")))
+    return "\n".join((_file("kit.sql"), _login(enrolment), _enrol(enrolment), _file("brokers.sql"), _file("reach.sql")))
+
+
+def upgrade_sql() -> str:
+    """For the DBA: brings a kit of any earlier version to this one. May run again; refuses a newer kit and none."""
+    return "\n".join((_file("kit.sql"), _UPGRADE, _file("brokers.sql"), _file("reach.sql")))
 
 
 def uninstall_sql() -> str:
@@ -128,7 +133,6 @@ def _enrol(enrolment: Enrolment) -> str:
     return (
         sql.SQL(_ENROL)
         .format(
-            login=sql.Identifier(name),
             name=_text(name),
             installation=_text(enrolment.installation),
             rows=sql.SQL(",\n").join(lines),
@@ -143,19 +147,18 @@ SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.re
    AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
 """
 
+_UPGRADE = """\
+DO $do$ BEGIN
+    IF NOT EXISTS (SELECT FROM taskpass.broker) THEN
+        RAISE EXCEPTION 'taskpass: no broker is enrolled in this database, so there is nothing to upgrade'
+            USING HINT = 'taskpass init --postgres --print-sql';
+    END IF;
+END $do$;
+"""
+
 _ENROL = """\
 INSERT INTO taskpass.broker (login, installation) VALUES ({name}, {installation}) ON CONFLICT (login) DO NOTHING;
 INSERT INTO taskpass.ceiling (schema_pattern, object_pattern, verb, longest_seconds, most_live) VALUES
 {rows}
 ON CONFLICT DO NOTHING;
-GRANT USAGE ON SCHEMA taskpass TO {login};
-GRANT SELECT ON taskpass.ceiling, taskpass.kit_version TO {login};
-GRANT EXECUTE ON FUNCTION taskpass.issue, taskpass.enable, taskpass.close, taskpass.sweep, taskpass.lend, taskpass.seal,
-    taskpass.clean, taskpass.tidy, taskpass.seen, taskpass.set_epoch, taskpass.rehearse, taskpass.version TO {login};
-DO $do$ BEGIN
-    EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), {name});
-    EXECUTE format('GRANT CONNECT ON DATABASE %I TO taskpass_kit WITH GRANT OPTION', current_database());
-EXCEPTION WHEN insufficient_privilege THEN
-    RAISE WARNING 'taskpass: not allowed to grant CONNECT on this database';
-END $do$;
 """

@@ -1,4 +1,4 @@
--- Taskpass target kit, version 1: the only rights that a broker has in this database.
+-- Taskpass target kit, version 2: the only rights that a broker has in this database.
 --
 -- A broker's login may execute the routines granted at the end of the enrolment script, and nothing else: it has no
 -- CREATEROLE and no table. The routines run as taskpass_kit, a role that cannot log in and is not a superuser. Every
@@ -8,12 +8,30 @@
 --
 -- Errors: TP001 malformed argument, TP002 caller not enrolled, TP003 above the ceiling, TP004 object changed or gone,
 -- TP005 rights are not exactly the wanted ones, TP006 the lease's state does not allow it.
+--
+-- Versions: tables are made as version 1 had them and then altered, below, by statements that may run again. Routines
+-- are dropped and made anew. What takes access away (close, sweep, lend, seal, clean) keeps its parameters and results
+-- for ever, so that a broker can always take back what an older or newer kit gave.
 
 -- Run it while connected to that database, as a superuser, or (16 and later) as
 -- the owner of the database and its tables with CREATEROLE. It may be run again.
 BEGIN;
 SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL lock_timeout = '10s';
+
+DO $do$ DECLARE
+    present integer;
+BEGIN
+    IF to_regclass('taskpass.kit_version') IS NOT NULL THEN
+        EXECUTE 'SELECT max(version) FROM taskpass.kit_version' INTO present;
+        IF present > 2 THEN
+            RAISE EXCEPTION 'taskpass: the kit here is version %, and this script is of version 2', present
+                USING HINT = 'a kit is never replaced by an older one: use the newer Taskpass';
+        END IF;
+        -- So that no issue is half-way through when its routines are replaced.
+        EXECUTE 'LOCK TABLE taskpass.gate IN EXCLUSIVE MODE';
+    END IF;
+END $do$;
 
 DO $do$ BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'taskpass_kit') THEN
@@ -85,6 +103,22 @@ CREATE TABLE IF NOT EXISTS taskpass.manifest (
     used_at timestamptz NOT NULL
 );
 
+-- Since version 2. `head` is the audit head (number and hash) that came with the last effect, for DBAs who join it with
+-- the broker's record. A second broker on the same store has a login of its own (docs/adr/0012).
+ALTER TABLE taskpass.lease ADD COLUMN IF NOT EXISTS head text NOT NULL DEFAULT '';
+ALTER TABLE taskpass.broker DROP CONSTRAINT IF EXISTS broker_installation_key;
+
+-- Nothing of an earlier version stays callable. Whatever is called at this moment is tried again by its broker.
+DROP VIEW IF EXISTS taskpass.leases;
+DO $do$ DECLARE
+    routine regprocedure;
+BEGIN
+    FOR routine IN SELECT p.oid::regprocedure FROM pg_proc p
+                    WHERE p.pronamespace = 'taskpass'::regnamespace AND p.proowner = 'taskpass_kit'::regrole LOOP
+        EXECUTE format('DROP ROUTINE %s', routine);
+    END LOOP;
+END $do$;
+
 GRANT USAGE ON SCHEMA taskpass TO taskpass_kit;
 GRANT SELECT, INSERT, UPDATE, DELETE ON taskpass.manifest TO taskpass_kit;
 GRANT SELECT ON taskpass.broker, taskpass.ceiling, taskpass.kit_version TO taskpass_kit;
@@ -134,6 +168,13 @@ BEGIN
         RAISE EXCEPTION 'taskpass: not an audit head' USING ERRCODE = 'TP001';
     END IF;
     RETURN coalesce(nullif(split_part(head, ':', 1), ''), '0')::bigint;
+END $kit$;
+
+-- The head with the higher number.
+CREATE OR REPLACE FUNCTION taskpass.later(known text, head text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $kit$
+BEGIN
+    RETURN CASE WHEN taskpass.seq(head) > taskpass.seq(known) THEN head ELSE known END;
 END $kit$;
 
 -- A frozen snapshot would count leases and read the ceiling as they were.
@@ -417,7 +458,7 @@ BEGIN
     PERFORM taskpass.demand_exact(lease_oid, CASE WHEN modern THEN NULL ELSE rights END);
     PERFORM taskpass.demand_membership(lease_oid, (SELECT oid FROM pg_roles WHERE rolname = holder));
     UPDATE taskpass.lease l SET role = lease_oid, state = 'created', changed_at = clock_timestamp(),
-           head_seq = greatest(l.head_seq, taskpass.seq(head))
+           head_seq = greatest(l.head_seq, taskpass.seq(make.head)), head = taskpass.later(l.head, make.head)
      WHERE l.installation = known.installation AND l.lease = known.lease;
     RETURN lease_oid;
 END $kit$;
@@ -466,7 +507,8 @@ BEGIN
     PERFORM taskpass.demand_below_ceiling(lease, known.rights, lived + seconds);
     EXECUTE format('ALTER ROLE %I LOGIN VALID UNTIL %L', lease_role, until);
     UPDATE taskpass.lease l SET state = 'enabled', changed_at = clock_timestamp(),
-           started_at = coalesce(known.started_at, clock_timestamp()), head_seq = greatest(l.head_seq, taskpass.seq(head))
+           started_at = coalesce(known.started_at, clock_timestamp()),
+           head_seq = greatest(l.head_seq, taskpass.seq(enable.head)), head = taskpass.later(l.head, enable.head)
      WHERE l.installation = known.installation AND l.lease = known.lease;
     RAISE LOG 'taskpass: enable installation=% lease=% seconds=% head=%', known.installation, lease, seconds, head;
     RETURN until;
@@ -489,10 +531,10 @@ BEGIN
         PERFORM set_config('synchronous_commit', 'on', true);
     END IF;
     busy := false;
-    INSERT INTO taskpass.lease AS l (installation, lease, state, head_seq)
-        VALUES (taskpass.caller(), close.lease, 'closing', taskpass.seq(head))
+    INSERT INTO taskpass.lease AS l (installation, lease, state, head_seq, head)
+        VALUES (taskpass.caller(), close.lease, 'closing', taskpass.seq(close.head), close.head)
         ON CONFLICT ON CONSTRAINT lease_pkey DO UPDATE SET state = 'closing', changed_at = clock_timestamp(),
-            head_seq = greatest(l.head_seq, excluded.head_seq)
+            head_seq = greatest(l.head_seq, excluded.head_seq), head = taskpass.later(l.head, excluded.head)
         RETURNING l.role INTO role;
     SELECT coalesce((SELECT r.oid FROM pg_roles r WHERE r.rolname = lease_role), role),
            EXISTS (SELECT FROM pg_roles r WHERE r.rolname = lease_role) INTO role, present;
@@ -640,7 +682,7 @@ END $kit$;
 -- The highest epoch and audit number of the caller's installation that came here.
 CREATE OR REPLACE FUNCTION taskpass.seen(OUT epoch bigint, OUT audit_seq bigint)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $kit$
-    SELECT b.epoch, (SELECT coalesce(max(l.head_seq), 0) FROM taskpass.lease l WHERE l.installation = b.installation)
+    SELECT max(b.epoch), (SELECT coalesce(max(l.head_seq), 0) FROM taskpass.lease l WHERE l.installation = taskpass.caller())
       FROM taskpass.broker b WHERE b.installation = taskpass.caller()
 $kit$;
 
@@ -672,6 +714,15 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $k
     SELECT max(v.version) FROM taskpass.kit_version v
 $kit$;
 
+-- For DBAs: what each lease is here and now. Only the owner of this schema and superusers may read it until the DBA grants
+-- it to somebody. `role` is the present name, so a role that was renamed by hand is seen; `until` is the target's own end.
+CREATE VIEW taskpass.leases AS
+SELECT l.lease, l.installation, r.rolname AS role, l.state, coalesce(r.rolcanlogin, false) AS can_login,
+       l.started_at AS since, CASE WHEN l.state = 'enabled' THEN r.rolvaliduntil END AS until, l.head AS audit_head,
+       (SELECT count(*) FROM pg_stat_activity a WHERE a.usesysid = l.role) AS sessions,
+       jsonb_array_length(l.rights) AS objects, l.changed_at
+  FROM taskpass.lease l LEFT JOIN pg_roles r ON r.oid = l.role;
+
 -- The routines run as taskpass_kit and are nobody's to call until they are granted.
 GRANT CREATE ON SCHEMA taskpass TO taskpass_kit;
 DO $do$ DECLARE
@@ -683,4 +734,4 @@ BEGIN
     END LOOP;
 END $do$;
 REVOKE CREATE ON SCHEMA taskpass FROM taskpass_kit;
-INSERT INTO taskpass.kit_version (version) VALUES (1) ON CONFLICT (version) DO NOTHING;
+INSERT INTO taskpass.kit_version (version) VALUES (2) ON CONFLICT (version) DO NOTHING;

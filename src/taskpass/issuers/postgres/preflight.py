@@ -277,8 +277,7 @@ def _kit(connection: Connection, login: str) -> list[Finding]:
     except TargetUnfit:
         return [_fatal("kit", "the broker's login may not look at the kit's version and ceiling", _ENROL_AGAIN)]
     found: list[Finding] = []
-    if version != kit.KIT_VERSION:
-        found.append(_fatal("kit", f"the kit is version {version}, this broker needs {kit.KIT_VERSION}", _ENROL_AGAIN))
+    found.append(_version(version))
     if not enrolled:
         found.append(_fatal("kit", "the broker's login may not call the kit's routines", _ENROL_AGAIN))
     if not rows:
@@ -289,6 +288,16 @@ def _kit(connection: Connection, login: str) -> list[Finding]:
     return found
 
 
+def _version(version: int | None) -> Finding:
+    message = f"the kit is version {version}"
+    if version == kit.KIT_VERSION:
+        return Finding("kit_version", Severity.OK, message)
+    message += f", this broker needs {kit.KIT_VERSION}: nothing is issued, what was issued is still taken back"
+    return _fatal("kit_version", message, _UPGRADE if (version or 0) < kit.KIT_VERSION else _NEWER_BROKER)
+
+
+_UPGRADE = "run what 'taskpass init --print-sql --upgrade' prints, as the DBA who installed the kit, in this database"
+_NEWER_BROKER = "the DBA has upgraded the kit: upgrade this broker too"
 _ENROL_AGAIN = "run what 'taskpass init --postgres --print-sql' prints again, as the owner of the database"
 _CEILING = "INSERT INTO taskpass.ceiling VALUES ('public', '*', 'SELECT', 28800, 50); -- or fewer tables"
 _KIT = """

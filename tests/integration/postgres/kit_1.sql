@@ -1,0 +1,757 @@
+-- The whole script of kit version 1, as it was handed to DBAs, for the tests of upgrades. Not kept up to date.
+-- Taskpass target kit, version 1: the only rights that a broker has in this database.
+--
+-- A broker's login may execute the routines granted at the end of the enrolment script, and nothing else: it has no
+-- CREATEROLE and no table. The routines run as taskpass_kit, a role that cannot log in and is not a superuser. Every
+-- routine takes a lease id and builds the role name from it and from the caller's own enrolment, so one installation
+-- cannot name another's role. What may be granted, for how long and how often is in taskpass.ceiling, which only the
+-- owner of this schema can change. Every issue, enable and close writes one line to the server's log.
+--
+-- Errors: TP001 malformed argument, TP002 caller not enrolled, TP003 above the ceiling, TP004 object changed or gone,
+-- TP005 rights are not exactly the wanted ones, TP006 the lease's state does not allow it.
+
+-- Run it while connected to that database, as a superuser, or (16 and later) as
+-- the owner of the database and its tables with CREATEROLE. It may be run again.
+BEGIN;
+SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL lock_timeout = '10s';
+
+DO $do$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'taskpass_kit') THEN
+        CREATE ROLE taskpass_kit NOLOGIN CREATEROLE;
+    END IF;
+    IF EXISTS (SELECT FROM pg_roles WHERE rolname = 'taskpass_kit'
+                  AND (rolsuper OR rolcanlogin OR rolcreatedb OR rolreplication OR rolbypassrls OR NOT rolcreaterole)) THEN
+        RAISE EXCEPTION 'taskpass: there is a role taskpass_kit that is not NOLOGIN CREATEROLE only';
+    END IF;
+    -- An administrator who is not a superuser needs the role while the routines are handed to it; ends below.
+    IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+        IF current_setting('server_version_num')::integer >= 160000 THEN
+            EXECUTE 'GRANT taskpass_kit TO CURRENT_USER WITH INHERIT TRUE, SET TRUE';
+        ELSE
+            EXECUTE 'GRANT taskpass_kit TO CURRENT_USER';
+        END IF;
+    END IF;
+END $do$;
+
+CREATE SCHEMA IF NOT EXISTS taskpass;
+REVOKE ALL ON SCHEMA taskpass FROM PUBLIC;
+
+CREATE TABLE IF NOT EXISTS taskpass.kit_version (
+    version      integer PRIMARY KEY,
+    installed_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- Which login belongs to which installation. The epoch detects a broker whose own store was restored from a backup.
+CREATE TABLE IF NOT EXISTS taskpass.broker (
+    login        name PRIMARY KEY,
+    installation text NOT NULL UNIQUE CHECK (installation ~ '^[0-9a-hjkmnp-tv-z]{8}$'),
+    epoch        bigint NOT NULL DEFAULT 0 CHECK (epoch >= 0)
+);
+
+-- What may be granted at most. "*" stands for any run of characters. Of all rows that match a table the strictest
+-- counts; a table that no row matches is refused. longest_seconds = 0 forbids. most_live counts leases per broker.
+CREATE TABLE IF NOT EXISTS taskpass.ceiling (
+    schema_pattern  text NOT NULL,
+    object_pattern  text NOT NULL,
+    verb            text NOT NULL CHECK (verb IN ('SELECT')),
+    longest_seconds integer NOT NULL CHECK (longest_seconds >= 0),
+    most_live       integer NOT NULL CHECK (most_live >= 0),
+    PRIMARY KEY (schema_pattern, object_pattern, verb)
+);
+
+-- One row per lease that was ever issued or closed here. A closing lease can never be enabled again, and a close that
+-- comes before a late issue leaves a row that refuses it. The row lock orders issue, enable and close of one lease.
+-- head_seq is the highest audit number that came with an effect: a broker that knows less was restored from a backup.
+CREATE TABLE IF NOT EXISTS taskpass.lease (
+    installation text NOT NULL,
+    lease        text NOT NULL,
+    state        text NOT NULL CHECK (state IN ('created', 'enabled', 'closing', 'sealed', 'cleaned')),
+    role         oid,
+    rights       jsonb NOT NULL DEFAULT '[]',
+    head_seq     bigint NOT NULL DEFAULT 0,
+    started_at   timestamptz,
+    changed_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (installation, lease)
+);
+
+-- Locked by issue and clean, so that one of them runs at a time. A table, not an advisory lock: every login may take
+-- advisory locks, and a lease could stop all issuing with one.
+CREATE TABLE IF NOT EXISTS taskpass.gate (held boolean);
+
+-- When a role that holds a manifest's rights was last given to a lease. Such a role cannot log in and has no member but
+-- leases; it is kept for a while because granting anew makes every session of the database plan its statements again.
+CREATE TABLE IF NOT EXISTS taskpass.manifest (
+    role    name PRIMARY KEY,
+    used_at timestamptz NOT NULL
+);
+
+GRANT USAGE ON SCHEMA taskpass TO taskpass_kit;
+GRANT SELECT, INSERT, UPDATE, DELETE ON taskpass.manifest TO taskpass_kit;
+GRANT SELECT ON taskpass.broker, taskpass.ceiling, taskpass.kit_version TO taskpass_kit;
+GRANT UPDATE (epoch) ON taskpass.broker TO taskpass_kit;
+GRANT SELECT, INSERT, UPDATE, DELETE ON taskpass.lease TO taskpass_kit;
+GRANT SELECT, UPDATE ON taskpass.gate TO taskpass_kit;
+
+-- ------------------------------------------------------------------------------------------------ internal routines
+
+-- The installation of the login that called.
+CREATE OR REPLACE FUNCTION taskpass.caller() RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $kit$
+DECLARE
+    found_installation text;
+BEGIN
+    SELECT b.installation INTO found_installation FROM taskpass.broker b WHERE b.login = session_user;
+    IF found_installation IS NULL THEN
+        RAISE EXCEPTION 'taskpass: this login is not enrolled here' USING ERRCODE = 'TP002';
+    END IF;
+    RETURN found_installation;
+END $kit$;
+
+-- The role of one of the caller's leases; the only way in which any routine comes to a role's name.
+CREATE OR REPLACE FUNCTION taskpass.role_of(lease text) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $kit$
+BEGIN
+    IF lease IS NULL OR lease !~ '^lse_[0-7][0-9a-hjkmnp-tv-z]{25}$' THEN
+        RAISE EXCEPTION 'taskpass: not a lease id' USING ERRCODE = 'TP001';
+    END IF;
+    RETURN 'tp_' || taskpass.caller() || '_' || substr(lease, 5);
+END $kit$;
+
+CREATE OR REPLACE FUNCTION taskpass.demand_verifier(verifier text) RETURNS void
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $kit$
+BEGIN
+    IF verifier IS NULL
+       OR verifier !~ '^SCRAM-SHA-256[$][1-9][0-9]{0,6}:[A-Za-z0-9+/]{22,}={0,2}[$][A-Za-z0-9+/]{43}=:[A-Za-z0-9+/]{43}=$' THEN
+        RAISE EXCEPTION 'taskpass: only a SCRAM-SHA-256 verifier is accepted' USING ERRCODE = 'TP001';
+    END IF;
+END $kit$;
+
+-- The number in an audit head ("<number>:<hash>"); 0 for an empty one.
+CREATE OR REPLACE FUNCTION taskpass.seq(head text) RETURNS bigint
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $kit$
+BEGIN
+    IF head IS NULL OR head !~ '^([0-9]{1,18}:[0-9a-z:]{1,140})?$' THEN
+        RAISE EXCEPTION 'taskpass: not an audit head' USING ERRCODE = 'TP001';
+    END IF;
+    RETURN coalesce(nullif(split_part(head, ':', 1), ''), '0')::bigint;
+END $kit$;
+
+-- A frozen snapshot would count leases and read the ceiling as they were.
+CREATE OR REPLACE FUNCTION taskpass.demand_fresh_snapshots() RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $kit$
+BEGIN
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+        RAISE EXCEPTION 'taskpass: only in a read committed transaction' USING ERRCODE = 'TP001';
+    END IF;
+END $kit$;
+
+-- The wanted rights in one form: sorted, without repetitions. Refuses what is malformed.
+CREATE OR REPLACE FUNCTION taskpass.canonical(rights jsonb) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $kit$
+DECLARE
+    clean jsonb;
+BEGIN
+    IF rights IS NULL OR jsonb_typeof(rights) <> 'array' OR jsonb_array_length(rights) > 2000 THEN
+        RAISE EXCEPTION 'taskpass: not a list of rights' USING ERRCODE = 'TP001';
+    END IF;
+    SELECT coalesce(jsonb_agg(jsonb_build_object('oid', r.oid::bigint, 'verbs', r.verbs, 'columns',
+               (SELECT jsonb_agg(c ORDER BY c) FROM (SELECT DISTINCT unnest(r.columns) AS c) AS d)) ORDER BY r.oid), '[]')
+      INTO clean
+      FROM jsonb_to_recordset(rights) AS r(oid oid, columns int[], verbs text[]);
+    IF EXISTS (SELECT FROM jsonb_to_recordset(clean) AS r(oid oid, columns int[], verbs text[])
+                WHERE r.oid IS NULL OR r.verbs IS DISTINCT FROM ARRAY['SELECT']
+                   OR coalesce(cardinality(r.columns), 0) = 0 OR 0 >= ANY (r.columns) OR array_position(r.columns, NULL) > 0)
+       OR (SELECT count(DISTINCT r.oid) <> count(*) FROM jsonb_to_recordset(clean) AS r(oid oid)) THEN
+        RAISE EXCEPTION 'taskpass: a right must name one object, its columns and SELECT' USING ERRCODE = 'TP001';
+    END IF;
+    RETURN clean;
+END $kit$;
+
+-- Locks each table so that its name and columns stay what they are until the end of the transaction, in oid order.
+CREATE OR REPLACE FUNCTION taskpass.hold(rights jsonb) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $kit$
+DECLARE
+    item record;
+    place text;
+BEGIN
+    FOR item IN SELECT r.oid, r.columns FROM jsonb_to_recordset(rights) AS r(oid oid, columns int[]) ORDER BY r.oid LOOP
+        SELECT format('%I.%I', n.nspname, c.relname) INTO place
+          FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+         WHERE c.oid = item.oid AND c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
+           AND n.nspname NOT IN ('information_schema', 'taskpass') AND n.nspname !~ '^pg_';
+        IF place IS NULL THEN
+            RAISE EXCEPTION 'taskpass: object % is not a table here', item.oid USING ERRCODE = 'TP004';
+        END IF;
+        EXECUTE 'LOCK TABLE ONLY ' || place || ' IN ACCESS SHARE MODE';
+        IF to_regclass(place) IS DISTINCT FROM item.oid::regclass
+           OR (SELECT count(*) FROM pg_attribute a WHERE a.attrelid = item.oid AND a.attnum = ANY (item.columns)
+                  AND NOT a.attisdropped) <> cardinality(item.columns) THEN
+            RAISE EXCEPTION 'taskpass: object % changed', item.oid USING ERRCODE = 'TP004';
+        END IF;
+    END LOOP;
+EXCEPTION WHEN undefined_table OR invalid_schema_name THEN
+    RAISE EXCEPTION 'taskpass: an object changed' USING ERRCODE = 'TP004';
+END $kit$;
+
+-- Refuses rights, a life (seconds in all) or a number of live leases above the ceiling.
+CREATE OR REPLACE FUNCTION taskpass.demand_below_ceiling(lease text, rights jsonb, seconds integer) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $kit$
+DECLARE
+    live bigint;
+    tight record;
+BEGIN
+    IF seconds IS NULL OR seconds < 1 THEN
+        RAISE EXCEPTION 'taskpass: a lease lives at least one second' USING ERRCODE = 'TP001';
+    END IF;
+    SELECT count(*) INTO live FROM taskpass.lease l
+     WHERE l.installation = taskpass.caller() AND l.state IN ('created', 'enabled')
+       AND l.lease <> demand_below_ceiling.lease;
+    SELECT n.nspname, o.relname, min(c.longest_seconds) AS longest, min(c.most_live) AS most INTO tight
+      FROM jsonb_to_recordset(rights) AS r(oid oid)
+      LEFT JOIN pg_class o ON o.oid = r.oid
+      LEFT JOIN pg_namespace n ON n.oid = o.relnamespace
+      LEFT JOIN taskpass.ceiling c ON c.verb = 'SELECT' AND n.nspname LIKE taskpass.pattern(c.schema_pattern) ESCAPE '!'
+                                  AND o.relname LIKE taskpass.pattern(c.object_pattern) ESCAPE '!'
+     GROUP BY r.oid, n.nspname, o.relname
+    HAVING coalesce(min(c.longest_seconds), 0) < seconds OR coalesce(min(c.most_live), 0) <= live
+     LIMIT 1;
+    IF FOUND AND tight.longest IS NULL THEN
+        RAISE EXCEPTION 'taskpass: %.% is not in the ceiling', tight.nspname, tight.relname USING ERRCODE = 'TP003';
+    ELSIF FOUND AND tight.longest < seconds THEN
+        RAISE EXCEPTION 'taskpass: the ceiling of %.% is % seconds', tight.nspname, tight.relname, tight.longest
+            USING ERRCODE = 'TP003';
+    ELSIF FOUND THEN
+        RAISE EXCEPTION 'taskpass: the ceiling is % live leases', tight.most USING ERRCODE = 'TP003';
+    END IF;
+END $kit$;
+
+-- A ceiling's pattern as LIKE understands it, with "!" as escape (a backslash would depend on a setting of the caller).
+CREATE OR REPLACE FUNCTION taskpass.pattern(glob text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $kit$
+    SELECT replace(replace(replace(replace(glob, '!', '!!'), '%', '!%'), '_', '!_'), '*', '%')
+$kit$;
+
+-- Grants to `grantee` CONNECT here, USAGE of the schemas and the columns. A GRANT without the right to it is only a
+-- warning, so what counts is demand_exact.
+CREATE OR REPLACE FUNCTION taskpass.grant_rights(grantee text, rights jsonb) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $kit$
+DECLARE
+    item record;
+BEGIN
+    EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), grantee);
+    FOR item IN SELECT DISTINCT n.nspname FROM jsonb_to_recordset(rights) AS r(oid oid)
+                  JOIN pg_class c ON c.oid = r.oid JOIN pg_namespace n ON n.oid = c.relnamespace LOOP
+        EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', item.nspname, grantee);
+    END LOOP;
+    FOR item IN SELECT n.nspname, c.relname,
+                       (SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) FROM pg_attribute a
+                         WHERE a.attrelid = c.oid AND a.attnum = ANY (r.columns)) AS columns
+                  FROM jsonb_to_recordset(rights) AS r(oid oid, columns int[])
+                  JOIN pg_class c ON c.oid = r.oid JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY r.oid LOOP
+        EXECUTE format('GRANT SELECT (%s) ON TABLE %I.%I TO %I', item.columns, item.nspname, item.relname, grantee);
+    END LOOP;
+END $kit$;
+
+-- What a role holds anywhere, as text: one line per object of which the catalogue says that it is in its access list or
+-- its property. Other databases' objects are named by number.
+CREATE OR REPLACE FUNCTION taskpass.held(holder oid) RETURNS SETOF text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $kit$
+    SELECT CASE
+        WHEN d.deptype <> 'a' OR d.dbid NOT IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+            THEN format('%s of %s %s in %s', d.deptype, d.classid::regclass, d.objid, d.dbid)
+        WHEN d.classid = 'pg_database'::regclass THEN
+            (SELECT format('database %s %s', d.objid, string_agg(a.privilege_type || a.is_grantable::text, ',' ORDER BY a.privilege_type))
+               FROM pg_database o, aclexplode(o.datacl) a WHERE o.oid = d.objid AND a.grantee = holder)
+        WHEN d.classid = 'pg_namespace'::regclass THEN
+            (SELECT format('schema %s %s', d.objid, string_agg(a.privilege_type || a.is_grantable::text, ',' ORDER BY a.privilege_type))
+               FROM pg_namespace o, aclexplode(o.nspacl) a WHERE o.oid = d.objid AND a.grantee = holder)
+        WHEN d.classid = 'pg_class'::regclass AND d.objsubid > 0 THEN
+            (SELECT format('column %s.%s %s', d.objid, d.objsubid, string_agg(a.privilege_type || a.is_grantable::text, ',' ORDER BY a.privilege_type))
+               FROM pg_attribute o, aclexplode(o.attacl) a
+              WHERE o.attrelid = d.objid AND o.attnum = d.objsubid AND a.grantee = holder)
+        ELSE format('%s of %s %s.%s', d.deptype, d.classid::regclass, d.objid, d.objsubid)
+        END
+      FROM pg_shdepend d WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid = holder
+$kit$;
+
+-- Refuses unless `holder` holds exactly `rights` (or nothing, for NULL) and is an ordinary role.
+CREATE OR REPLACE FUNCTION taskpass.demand_exact(holder oid, rights jsonb) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $kit$
+DECLARE
+    wanted text[] := '{}';
+BEGIN
+    IF rights IS NOT NULL THEN
+        SELECT array_agg(w.line ORDER BY w.line COLLATE "C") INTO wanted FROM (
+            SELECT format('database %s CONNECTfalse', d.oid) AS line FROM pg_database d WHERE d.datname = current_database()
+            UNION SELECT format('schema %s USAGEfalse', c.relnamespace)
+                    FROM jsonb_to_recordset(rights) AS r(oid oid) JOIN pg_class c ON c.oid = r.oid
+            UNION SELECT format('column %s.%s SELECTfalse', r.oid, number)
+                    FROM jsonb_to_recordset(rights) AS r(oid oid, columns int[]), unnest(r.columns) AS number) AS w;
+    END IF;
+    IF wanted IS DISTINCT FROM (SELECT coalesce(array_agg(h ORDER BY h COLLATE "C"), '{}') FROM taskpass.held(holder) AS h) THEN
+        RAISE EXCEPTION 'taskpass: the rights of role % are not exactly the wanted ones', holder USING ERRCODE = 'TP005',
+            HINT = 'taskpass_kit lacks SELECT WITH GRANT OPTION on a table, USAGE WITH GRANT OPTION on its schema, or CONNECT WITH GRANT OPTION';
+    END IF;
+    IF EXISTS (SELECT FROM pg_roles r WHERE r.oid = holder AND (r.rolsuper OR r.rolcreaterole OR r.rolcreatedb
+                  OR r.rolreplication OR r.rolbypassrls)) THEN
+        RAISE EXCEPTION 'taskpass: role % is not an ordinary role', holder USING ERRCODE = 'TP005';
+    END IF;
+END $kit$;
+
+-- Refuses unless `lease_role` is a member of `wanted` and nothing else (of nothing at all, for NULL).
+CREATE OR REPLACE FUNCTION taskpass.demand_membership(lease_role oid, wanted oid) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $kit$
+DECLARE
+    found_roles oid[];
+BEGIN
+    SELECT coalesce(array_agg(m.roleid), '{}') INTO found_roles FROM pg_auth_members m WHERE m.member = lease_role;
+    IF found_roles IS DISTINCT FROM array_remove(ARRAY[wanted], NULL) THEN
+        RAISE EXCEPTION 'taskpass: role % is a member of something else', lease_role USING ERRCODE = 'TP005';
+    END IF;
+END $kit$;
+
+-- 16 and later: the role without login that holds exactly `rights`; made if it is not there. Its members are leases.
+-- Its name is a digest that this routine computes itself, so nobody can put other rights behind a name.
+CREATE OR REPLACE FUNCTION taskpass.manifest_role(rights jsonb) RETURNS name
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $kit$
+DECLARE
+    holder name := 'tpm_' || taskpass.caller() || '_' || left(encode(sha256(convert_to(
+        (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()) || ' ' || rights::text, 'UTF8')), 'hex'), 40);
+    holder_oid oid;
+BEGIN
+    SELECT oid INTO holder_oid FROM pg_roles WHERE rolname = holder;
+    IF holder_oid IS NULL THEN
+        EXECUTE format('CREATE ROLE %I NOLOGIN NOINHERIT', holder);
+        PERFORM taskpass.grant_rights(holder, rights);
+        SELECT oid INTO holder_oid FROM pg_roles WHERE rolname = holder;
+    END IF;
+    PERFORM taskpass.demand_exact(holder_oid, rights);
+    PERFORM taskpass.demand_membership(holder_oid, NULL);
+    IF (SELECT r.rolcanlogin FROM pg_roles r WHERE r.oid = holder_oid) THEN
+        RAISE EXCEPTION 'taskpass: role % holds rights and can log in', holder USING ERRCODE = 'TP005';
+    END IF;
+    INSERT INTO taskpass.manifest AS m (role, used_at) VALUES (holder, clock_timestamp())
+        ON CONFLICT ON CONSTRAINT manifest_pkey DO UPDATE SET used_at = excluded.used_at;
+    RETURN holder;
+END $kit$;
+
+-- Takes away what a lease's role was given, without waiting for a lock on any table.
+CREATE OR REPLACE FUNCTION taskpass.strip(lease_role text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $kit$
+DECLARE
+    item record;
+    me oid := (SELECT oid FROM pg_roles WHERE rolname = lease_role);
+BEGIN
+    FOR item IN SELECT m.roleid::regrole::text AS role FROM pg_auth_members m WHERE m.member = me LOOP
+        EXECUTE format('REVOKE %s FROM %I', item.role, lease_role);
+    END LOOP;
+    FOR item IN SELECT DISTINCT d.objid::regclass::text AS place FROM pg_shdepend d
+                 WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid = me AND d.deptype = 'a'
+                   AND d.classid = 'pg_class'::regclass
+                   AND d.dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) LOOP
+        EXECUTE format('REVOKE ALL ON TABLE %s FROM %I', item.place, lease_role);
+    END LOOP;
+END $kit$;
+
+-- Drops manifest roles of the caller that belong to this database, have no member but the kit, and were not used lately.
+CREATE OR REPLACE FUNCTION taskpass.drop_unused(since timestamptz) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $kit$
+DECLARE
+    item record;
+    here oid := (SELECT oid FROM pg_database WHERE datname = current_database());
+BEGIN
+    FOR item IN SELECT r.rolname FROM pg_roles r
+                 WHERE r.rolname ~ ('^tpm_' || taskpass.caller() || '_[0-9a-f]{40}$')
+                   AND NOT EXISTS (SELECT FROM pg_auth_members m WHERE m.roleid = r.oid AND m.member <> current_user::regrole)
+                   AND NOT EXISTS (SELECT FROM taskpass.manifest m WHERE m.role = r.rolname AND m.used_at > since)
+                   AND NOT EXISTS (SELECT FROM pg_shdepend d WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid = r.oid
+                          AND (d.dbid NOT IN (0, here) OR (d.classid = 'pg_database'::regclass AND d.objid <> here))) LOOP
+        EXECUTE format('DROP OWNED BY %I', item.rolname);
+        EXECUTE format('DROP ROLE %I', item.rolname);
+        DELETE FROM taskpass.manifest m WHERE m.role = item.rolname;
+    END LOOP;
+END $kit$;
+
+-- Makes or re-keys the role of a lease, without login. Rights may be empty (a rehearsal).
+CREATE OR REPLACE FUNCTION taskpass.make(lease text, rights jsonb, verifier text, seconds integer, connections integer, head text)
+RETURNS oid
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET datestyle = 'ISO' AS $kit$
+DECLARE
+    lease_role name := taskpass.role_of(lease);
+    lease_oid oid;
+    holder name;
+    modern boolean := current_setting('server_version_num')::integer >= 160000;
+    known taskpass.lease;
+    until timestamptz := clock_timestamp() + make_interval(secs => seconds);
+BEGIN
+    INSERT INTO taskpass.lease AS l (installation, lease, state, rights) VALUES (taskpass.caller(), make.lease, 'created', make.rights)
+        ON CONFLICT ON CONSTRAINT lease_pkey DO NOTHING;
+    SELECT * INTO known FROM taskpass.lease l WHERE l.installation = taskpass.caller() AND l.lease = make.lease FOR UPDATE;
+    IF known.state NOT IN ('created', 'enabled') OR known.rights <> rights THEN
+        RAISE EXCEPTION 'taskpass: the lease is closing, closed or has other rights' USING ERRCODE = 'TP006';
+    END IF;
+    IF modern THEN
+        PERFORM set_config('createrole_self_grant', 'set, inherit', true);
+    END IF;
+    SELECT oid INTO lease_oid FROM pg_roles WHERE rolname = lease_role;
+    IF lease_oid IS NULL THEN
+        EXECUTE format('CREATE ROLE %I NOLOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS INHERIT', lease_role);
+        SELECT oid INTO lease_oid FROM pg_roles WHERE rolname = lease_role;
+        EXECUTE format('COMMENT ON ROLE %I IS %L', lease_role, lease);
+        EXECUTE format('ALTER ROLE %I SET statement_timeout = ''60s''', lease_role);
+        EXECUTE format('ALTER ROLE %I SET lock_timeout = ''3s''', lease_role);
+        EXECUTE format('ALTER ROLE %I SET idle_in_transaction_session_timeout = ''60s''', lease_role);
+        EXECUTE format('ALTER ROLE %I SET idle_session_timeout = ''600s''', lease_role);
+        EXECUTE format('ALTER ROLE %I SET default_transaction_read_only = on', lease_role);
+        IF modern THEN
+            holder := taskpass.manifest_role(rights);
+            EXECUTE format('GRANT %I TO %I WITH INHERIT TRUE, SET FALSE', holder, lease_role);
+        ELSE
+            EXECUTE format('GRANT %I TO %I', lease_role, current_user);
+            PERFORM taskpass.grant_rights(lease_role, rights);
+        END IF;
+    ELSIF modern THEN
+        holder := taskpass.manifest_role(rights);
+    END IF;
+    EXECUTE format('ALTER ROLE %I NOLOGIN CONNECTION LIMIT %s PASSWORD %L VALID UNTIL %L', lease_role, connections, verifier, until);
+    PERFORM taskpass.demand_exact(lease_oid, CASE WHEN modern THEN NULL ELSE rights END);
+    PERFORM taskpass.demand_membership(lease_oid, (SELECT oid FROM pg_roles WHERE rolname = holder));
+    UPDATE taskpass.lease l SET role = lease_oid, state = 'created', changed_at = clock_timestamp(),
+           head_seq = greatest(l.head_seq, taskpass.seq(head))
+     WHERE l.installation = known.installation AND l.lease = known.lease;
+    RETURN lease_oid;
+END $kit$;
+
+-- ----------------------------------------------------------------------------------------------- the broker's routines
+
+-- Creates the role of a lease without login, with exactly `rights` ([{"oid", "columns", "verbs"}]).
+CREATE OR REPLACE FUNCTION taskpass.issue(lease text, rights jsonb, verifier text, seconds integer, connections integer, head text)
+RETURNS oid
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $kit$
+DECLARE
+    wanted jsonb := taskpass.canonical(rights);
+    made oid;
+BEGIN
+    PERFORM taskpass.demand_verifier(verifier);
+    PERFORM taskpass.demand_fresh_snapshots();
+    IF jsonb_array_length(wanted) = 0 OR connections IS NULL OR connections NOT BETWEEN 1 AND 50 THEN
+        RAISE EXCEPTION 'taskpass: nothing to grant, or not 1 to 50 connections' USING ERRCODE = 'TP001';
+    END IF;
+    LOCK TABLE taskpass.gate IN EXCLUSIVE MODE;
+    PERFORM taskpass.hold(wanted);
+    PERFORM taskpass.demand_below_ceiling(lease, wanted, seconds);
+    made := taskpass.make(lease, wanted, verifier, seconds, connections, head);
+    RAISE LOG 'taskpass: issue installation=% lease=% seconds=% objects=% head=%',
+        taskpass.caller(), lease, seconds, jsonb_array_length(wanted), head;
+    RETURN made;
+END $kit$;
+
+-- Lets the role log in for `seconds` from now by this server's clock; also a renewal. The ceiling is asked again.
+CREATE OR REPLACE FUNCTION taskpass.enable(lease text, seconds integer, head text) RETURNS timestamptz
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s'
+SET timezone = 'UTC' SET datestyle = 'ISO' AS $kit$
+DECLARE
+    lease_role name := taskpass.role_of(lease);
+    known taskpass.lease;
+    until timestamptz := clock_timestamp() + make_interval(secs => seconds);
+    lived integer;
+BEGIN
+    PERFORM taskpass.demand_fresh_snapshots();
+    SELECT * INTO known FROM taskpass.lease l WHERE l.installation = taskpass.caller() AND l.lease = enable.lease FOR UPDATE;
+    IF known.state IS NULL OR known.state NOT IN ('created', 'enabled') OR known.rights = '[]'
+       OR known.role IS DISTINCT FROM (SELECT oid FROM pg_roles WHERE rolname = lease_role) THEN
+        RAISE EXCEPTION 'taskpass: the lease was not issued here, or is closing or closed' USING ERRCODE = 'TP006';
+    END IF;
+    lived := ceil(extract(epoch FROM clock_timestamp() - coalesce(known.started_at, clock_timestamp())));
+    PERFORM taskpass.demand_below_ceiling(lease, known.rights, lived + seconds);
+    EXECUTE format('ALTER ROLE %I LOGIN VALID UNTIL %L', lease_role, until);
+    UPDATE taskpass.lease l SET state = 'enabled', changed_at = clock_timestamp(),
+           started_at = coalesce(known.started_at, clock_timestamp()), head_seq = greatest(l.head_seq, taskpass.seq(head))
+     WHERE l.installation = known.installation AND l.lease = known.lease;
+    RAISE LOG 'taskpass: enable installation=% lease=% seconds=% head=%', known.installation, lease, seconds, head;
+    RETURN until;
+END $kit$;
+
+-- Forbids login, sets a password that only the closing broker knows, valid ten minutes (for the proof). Committing it is
+-- the caller's next step. `role` is the oid (the last known one if the role is absent), `present` whether it exists;
+-- `busy` means that another transaction holds the role's row: the lease is marked closing, nothing else was done.
+CREATE OR REPLACE FUNCTION taskpass.close(lease text, verifier text, head text, OUT role oid, OUT present boolean, OUT busy boolean)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms'
+SET timezone = 'UTC' SET datestyle = 'ISO' AS $kit$
+DECLARE
+    lease_role name := taskpass.role_of(lease);
+    stranger record;
+BEGIN
+    PERFORM taskpass.demand_verifier(verifier);
+    PERFORM taskpass.demand_fresh_snapshots();
+    -- A closing that a crash of the server undoes would be worse than a slow one.
+    IF current_setting('synchronous_commit') IN ('off', 'local') THEN
+        PERFORM set_config('synchronous_commit', 'on', true);
+    END IF;
+    busy := false;
+    INSERT INTO taskpass.lease AS l (installation, lease, state, head_seq)
+        VALUES (taskpass.caller(), close.lease, 'closing', taskpass.seq(head))
+        ON CONFLICT ON CONSTRAINT lease_pkey DO UPDATE SET state = 'closing', changed_at = clock_timestamp(),
+            head_seq = greatest(l.head_seq, excluded.head_seq)
+        RETURNING l.role INTO role;
+    SELECT coalesce((SELECT r.oid FROM pg_roles r WHERE r.rolname = lease_role), role),
+           EXISTS (SELECT FROM pg_roles r WHERE r.rolname = lease_role) INTO role, present;
+    IF present THEN
+        BEGIN
+            EXECUTE format('ALTER ROLE %I NOLOGIN PASSWORD %L VALID UNTIL %L', lease_role, verifier,
+                           clock_timestamp() + interval '10 minutes');
+            -- Somebody with the right to it may have lent the role. A role cannot lend itself (15 and later).
+            FOR stranger IN SELECT m.member::regrole::text AS name FROM pg_auth_members m
+                             WHERE m.roleid = close.role AND m.member NOT IN (current_user::regrole, session_user::regrole) LOOP
+                EXECUTE format('REVOKE %I FROM %s', lease_role, stranger.name);
+                RAISE LOG 'taskpass: close lease=% was lent to %', lease, stranger.name;
+            END LOOP;
+        EXCEPTION WHEN lock_not_available OR internal_error THEN
+            busy := true;
+        END;
+        UPDATE taskpass.lease l SET role = close.role WHERE l.installation = taskpass.caller() AND l.lease = close.lease;
+    END IF;
+    RAISE LOG 'taskpass: close installation=% lease=% present=% busy=% head=%', taskpass.caller(), lease, present, busy, head;
+END $kit$;
+
+-- Ends the sessions that are listed under the role's number and returns their process ids.
+CREATE OR REPLACE FUNCTION taskpass.sweep(lease text) RETURNS integer[]
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $kit$
+DECLARE
+    lease_oid oid := (SELECT oid FROM pg_roles WHERE rolname = taskpass.role_of(lease));
+    listed integer[];
+BEGIN
+    IF lease_oid IS NULL THEN
+        -- Only a superuser can end the sessions of a role that somebody dropped, so they are only shown.
+        SELECT array_agg(a.pid) INTO listed FROM pg_stat_activity a JOIN taskpass.lease l ON l.role = a.usesysid
+         WHERE l.installation = taskpass.caller() AND l.lease = sweep.lease;
+    ELSE
+        SELECT array_agg(e.pid) INTO listed FROM (SELECT a.pid, pg_terminate_backend(a.pid) FROM pg_stat_activity a
+         WHERE a.usesysid = lease_oid OFFSET 0) AS e;
+    END IF;
+    RETURN coalesce(listed, '{}');
+END $kit$;
+
+-- Gives the role of a closing lease to the calling login, which needs it to end starting sessions (SET ROLE) and to roll
+-- back prepared transactions: neither is possible in here. Its rights are taken away first, so that the broker's login
+-- can never read anything with it. Ends with seal.
+CREATE OR REPLACE FUNCTION taskpass.lend(lease text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '1s' AS $kit$
+DECLARE
+    lease_role name := taskpass.role_of(lease);
+BEGIN
+    IF NOT EXISTS (SELECT FROM taskpass.lease l WHERE l.installation = taskpass.caller() AND l.lease = lend.lease
+                      AND l.state = 'closing' FOR UPDATE) THEN
+        RAISE EXCEPTION 'taskpass: only the role of a closing lease is lent' USING ERRCODE = 'TP006';
+    END IF;
+    PERFORM taskpass.strip(lease_role);
+    IF current_setting('server_version_num')::integer >= 160000 THEN
+        EXECUTE format('GRANT %I TO %I WITH INHERIT FALSE, SET TRUE', lease_role, session_user);
+    ELSE
+        EXECUTE format('GRANT %I TO %I', lease_role, session_user);
+    END IF;
+END $kit$;
+
+-- After the proof: no password, no longer lent, and no rights. Refuses a role that can log in.
+CREATE OR REPLACE FUNCTION taskpass.seal(lease text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms' AS $kit$
+DECLARE
+    lease_role name := taskpass.role_of(lease);
+BEGIN
+    PERFORM FROM taskpass.lease l WHERE l.installation = taskpass.caller() AND l.lease = seal.lease
+        AND l.state IN ('closing', 'sealed') FOR UPDATE;
+    IF NOT FOUND OR EXISTS (SELECT FROM pg_roles r WHERE r.rolname = lease_role AND r.rolcanlogin) THEN
+        RAISE EXCEPTION 'taskpass: only a closed lease is sealed' USING ERRCODE = 'TP006';
+    END IF;
+    IF EXISTS (SELECT FROM pg_roles r WHERE r.rolname = lease_role) THEN
+        EXECUTE format('ALTER ROLE %I PASSWORD NULL', lease_role);
+        EXECUTE format('REVOKE %I FROM %I', lease_role, session_user);
+        BEGIN
+            PERFORM taskpass.strip(lease_role);
+        EXCEPTION WHEN lock_not_available OR internal_error THEN
+            -- Up to 15 an issue in progress may hold a table's row. Nobody can use the rights any more; clean takes them.
+            RAISE LOG 'taskpass: seal lease=% leaves the rights to clean', lease;
+        END;
+    END IF;
+    UPDATE taskpass.lease l SET state = 'sealed', changed_at = clock_timestamp()
+     WHERE l.installation = taskpass.caller() AND l.lease = seal.lease;
+END $kit$;
+
+-- Removes what is left of a sealed lease. `blocked` says what stands in the way; then the role stays, without login.
+CREATE OR REPLACE FUNCTION taskpass.clean(lease text, OUT cleaned boolean, OUT blocked text)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '1s' AS $kit$
+DECLARE
+    lease_role name := taskpass.role_of(lease);
+    lease_oid oid;
+    here oid := (SELECT oid FROM pg_database WHERE datname = current_database());
+BEGIN
+    cleaned := false;
+    PERFORM taskpass.demand_fresh_snapshots();
+    LOCK TABLE taskpass.gate IN EXCLUSIVE MODE;
+    PERFORM FROM taskpass.lease l WHERE l.installation = taskpass.caller() AND l.lease = clean.lease
+        AND l.state IN ('sealed', 'cleaned') FOR UPDATE;
+    IF NOT FOUND AND (EXISTS (SELECT FROM pg_roles r WHERE r.rolname = lease_role)
+                      OR EXISTS (SELECT FROM taskpass.lease l WHERE l.installation = taskpass.caller() AND l.lease = clean.lease)) THEN
+        RAISE EXCEPTION 'taskpass: only a sealed lease is cleaned' USING ERRCODE = 'TP006';
+    END IF;
+    SELECT r.oid INTO lease_oid FROM pg_roles r WHERE r.rolname = lease_role;
+    IF lease_oid IS NOT NULL THEN
+        IF EXISTS (SELECT FROM pg_roles r WHERE r.oid = lease_oid AND r.rolcanlogin)
+           OR EXISTS (SELECT FROM pg_stat_activity a WHERE a.usesysid = lease_oid)
+           OR EXISTS (SELECT FROM pg_prepared_xact() x WHERE x.ownerid = lease_oid) THEN
+            RAISE EXCEPTION 'taskpass: the role can log in, or has a session or a prepared transaction' USING ERRCODE = 'TP006';
+        END IF;
+        BEGIN
+            EXECUTE format('DROP OWNED BY %I', lease_role);
+            SELECT string_agg(format('%s object(s) in database %I', n, datname), ', ') INTO blocked
+              FROM (SELECT d.datname, count(*) AS n FROM pg_shdepend s JOIN pg_database d ON d.oid = s.dbid
+                     WHERE s.refclassid = 'pg_authid'::regclass AND s.refobjid = lease_oid AND s.dbid <> here
+                     GROUP BY d.datname ORDER BY d.datname) AS elsewhere;
+            IF blocked IS NULL THEN
+                EXECUTE format('DROP ROLE %I', lease_role);
+            END IF;
+        EXCEPTION WHEN dependent_objects_still_exist OR object_in_use OR lock_not_available OR insufficient_privilege THEN
+            blocked := left(replace(SQLERRM, chr(10), ' '), 200);
+        END;
+        IF blocked IS NOT NULL THEN
+            RAISE LOG 'taskpass: clean installation=% lease=% blocked by %', taskpass.caller(), lease, blocked;
+            RETURN;
+        END IF;
+    END IF;
+    UPDATE taskpass.lease l SET state = 'cleaned', changed_at = clock_timestamp(), rights = '[]'
+     WHERE l.installation = taskpass.caller() AND l.lease = clean.lease;
+    -- A week is longer than any effect can be late. The highest audit number is kept.
+    DELETE FROM taskpass.lease l WHERE l.installation = taskpass.caller() AND l.state = 'cleaned'
+        AND l.changed_at < clock_timestamp() - interval '7 days'
+        AND l.head_seq < (SELECT max(o.head_seq) FROM taskpass.lease o WHERE o.installation = taskpass.caller());
+    cleaned := true;
+END $kit$;
+
+-- Drops what held the rights of leases that ended and was not used for `seconds`. Does nothing while somebody issues.
+CREATE OR REPLACE FUNCTION taskpass.tidy(seconds integer) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $kit$
+BEGIN
+    LOCK TABLE taskpass.gate IN EXCLUSIVE MODE NOWAIT;
+    PERFORM taskpass.drop_unused(clock_timestamp() - make_interval(secs => seconds));
+EXCEPTION WHEN lock_not_available THEN
+    RETURN;
+END $kit$;
+
+-- The highest epoch and audit number of the caller's installation that came here.
+CREATE OR REPLACE FUNCTION taskpass.seen(OUT epoch bigint, OUT audit_seq bigint)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $kit$
+    SELECT b.epoch, (SELECT coalesce(max(l.head_seq), 0) FROM taskpass.lease l WHERE l.installation = b.installation)
+      FROM taskpass.broker b WHERE b.installation = taskpass.caller()
+$kit$;
+
+-- Raises the epoch; never lowers it.
+CREATE OR REPLACE FUNCTION taskpass.set_epoch(epoch bigint) RETURNS bigint
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $kit$
+    UPDATE taskpass.broker b SET epoch = greatest(b.epoch, set_epoch.epoch)
+     WHERE b.installation = taskpass.caller() RETURNING b.epoch
+$kit$;
+
+-- A throw-away role without any table that can log in for one minute, to show that the proof of closing can fail.
+CREATE OR REPLACE FUNCTION taskpass.rehearse(lease text, verifier text, head text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $kit$
+BEGIN
+    PERFORM taskpass.demand_verifier(verifier);
+    PERFORM taskpass.demand_fresh_snapshots();
+    LOCK TABLE taskpass.gate IN EXCLUSIVE MODE;
+    IF (SELECT count(*) FROM taskpass.lease l WHERE l.installation = taskpass.caller() AND l.rights = '[]'
+           AND l.state = 'created' AND l.lease <> rehearse.lease) >= 5 THEN
+        RAISE EXCEPTION 'taskpass: five rehearsals are not closed yet' USING ERRCODE = 'TP003';
+    END IF;
+    PERFORM taskpass.make(lease, '[]', verifier, 60, 2, head);
+    EXECUTE format('ALTER ROLE %I LOGIN', taskpass.role_of(lease));
+    RAISE LOG 'taskpass: rehearse installation=% lease=% head=%', taskpass.caller(), lease, head;
+END $kit$;
+
+CREATE OR REPLACE FUNCTION taskpass.version() RETURNS integer
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $kit$
+    SELECT max(v.version) FROM taskpass.kit_version v
+$kit$;
+
+-- The routines run as taskpass_kit and are nobody's to call until they are granted.
+GRANT CREATE ON SCHEMA taskpass TO taskpass_kit;
+DO $do$ DECLARE
+    routine regprocedure;
+BEGIN
+    FOR routine IN SELECT p.oid::regprocedure FROM pg_proc p WHERE p.pronamespace = 'taskpass'::regnamespace LOOP
+        EXECUTE format('ALTER ROUTINE %s OWNER TO taskpass_kit', routine);
+        EXECUTE format('REVOKE ALL ON ROUTINE %s FROM PUBLIC', routine);
+    END LOOP;
+END $do$;
+REVOKE CREATE ON SCHEMA taskpass FROM taskpass_kit;
+INSERT INTO taskpass.kit_version (version) VALUES (1) ON CONFLICT (version) DO NOTHING;
+
+DO $do$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'taskpass_broker_@INSTALLATION@') THEN CREATE ROLE "taskpass_broker_@INSTALLATION@"; END IF;
+END $do$;
+ALTER ROLE "taskpass_broker_@INSTALLATION@" LOGIN NOINHERIT NOCREATEROLE CONNECTION LIMIT 20 PASSWORD '@VERIFIER@';
+
+INSERT INTO taskpass.broker (login, installation) VALUES ('taskpass_broker_@INSTALLATION@', '@INSTALLATION@') ON CONFLICT (login) DO NOTHING;
+INSERT INTO taskpass.ceiling (schema_pattern, object_pattern, verb, longest_seconds, most_live) VALUES
+    ('shop', 'hidden', 'SELECT', 0, 0),
+    ('shop', '*', 'SELECT', 28800, 50)
+ON CONFLICT DO NOTHING;
+GRANT USAGE ON SCHEMA taskpass TO "taskpass_broker_@INSTALLATION@";
+GRANT SELECT ON taskpass.ceiling, taskpass.kit_version TO "taskpass_broker_@INSTALLATION@";
+GRANT EXECUTE ON FUNCTION taskpass.issue, taskpass.enable, taskpass.close, taskpass.sweep, taskpass.lend, taskpass.seal,
+    taskpass.clean, taskpass.tidy, taskpass.seen, taskpass.set_epoch, taskpass.rehearse, taskpass.version TO "taskpass_broker_@INSTALLATION@";
+DO $do$ BEGIN
+    EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), 'taskpass_broker_@INSTALLATION@');
+    EXECUTE format('GRANT CONNECT ON DATABASE %I TO taskpass_kit WITH GRANT OPTION', current_database());
+EXCEPTION WHEN insufficient_privilege THEN
+    RAISE WARNING 'taskpass: not allowed to grant CONNECT on this database';
+END $do$;
+
+-- What taskpass_kit may pass on: SELECT on the tables that the ceiling allows, USAGE of their schemas, and the same for
+-- tables that are made later where the ceiling has a wildcard. It gets no ownership and no other right.
+DO $do$ DECLARE
+    item record;
+BEGIN
+    FOR item IN SELECT DISTINCT n.nspname, c.relname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+                  JOIN taskpass.ceiling l ON n.nspname LIKE taskpass.pattern(l.schema_pattern) ESCAPE '!'
+                                         AND c.relname LIKE taskpass.pattern(l.object_pattern) ESCAPE '!'
+                 WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND n.nspname !~ '^pg_'
+                   AND n.nspname NOT IN ('information_schema', 'taskpass')
+                 GROUP BY n.nspname, c.relname HAVING min(l.longest_seconds) > 0 ORDER BY 1, 2 LOOP
+        BEGIN
+            EXECUTE format('GRANT SELECT ON TABLE %I.%I TO taskpass_kit WITH GRANT OPTION', item.nspname, item.relname);
+        EXCEPTION WHEN insufficient_privilege THEN
+            RAISE WARNING 'taskpass: not allowed to grant SELECT on %.%', item.nspname, item.relname;
+        END;
+    END LOOP;
+    FOR item IN SELECT n.nspname, bool_or(l.object_pattern LIKE '%*%') AS follows,
+                       array(SELECT DISTINCT r.rolname FROM pg_roles r WHERE r.rolname !~ '^pg_' AND r.oid IN (
+                           SELECT c.relowner FROM pg_class c WHERE c.relnamespace = n.oid AND c.relkind IN ('r', 'p')
+                           UNION SELECT n.nspowner
+                           UNION SELECT d.datdba FROM pg_database d WHERE d.datname = current_database()))
+                       AS owners
+                  FROM pg_namespace n JOIN taskpass.ceiling l ON n.nspname LIKE taskpass.pattern(l.schema_pattern) ESCAPE '!'
+                 WHERE n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'taskpass') AND l.longest_seconds > 0
+                 GROUP BY n.oid, n.nspname, n.nspowner LOOP
+        BEGIN
+            EXECUTE format('GRANT USAGE ON SCHEMA %I TO taskpass_kit WITH GRANT OPTION', item.nspname);
+        EXCEPTION WHEN insufficient_privilege THEN
+            RAISE WARNING 'taskpass: not allowed to grant USAGE on schema %', item.nspname;
+        END;
+        FOR number IN 1 .. CASE WHEN item.follows THEN cardinality(item.owners) ELSE 0 END LOOP
+            BEGIN
+                EXECUTE format('ALTER DEFAULT PRIVILEGES FOR ROLE %I IN SCHEMA %I GRANT SELECT ON TABLES TO taskpass_kit'
+                               ' WITH GRANT OPTION', item.owners[number], item.nspname);
+            EXCEPTION WHEN insufficient_privilege THEN
+                RAISE WARNING 'taskpass: new tables of % in schema % will not follow', item.owners[number], item.nspname;
+            END;
+        END LOOP;
+    END LOOP;
+END $do$;
+
+DO $do$ BEGIN
+    IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+        REVOKE taskpass_kit FROM CURRENT_USER;
+    END IF;
+END $do$;
+COMMIT;
