@@ -176,7 +176,7 @@ CONDITIONS = [
     "when { context.approved }",
     "when { context.task has ticket }",
     "when { context.ttl_s > 600 }",
-    'when { resource.schema == "hr" }',
+    'when { resource has schema && resource.schema == "hr" }',
     'unless { resource in Taskpass::Schema::"orders/public" }',
     'when { resource in Taskpass::Database::"orders" }',
     "when { context.ttl_s + 9223372036854775807 > 0 }",

@@ -18,6 +18,7 @@ from taskpass.core.manifest import (
     Keep,
     Kind,
     Manifest,
+    Migration,
     ObjectRights,
     Reach,
     Through,
@@ -27,6 +28,7 @@ from taskpass.core.manifest import (
     narrow,
 )
 from taskpass.core.scope import Level, Verb
+from taskpass.core.script import Script
 
 names = st.text(min_size=1, max_size=6)
 oids = st.integers(1, 12)
@@ -280,7 +282,12 @@ FIELDS = {
     "objects": (),
     "dropped": (),
     "ambient": (),
+    "level": Level.MIGRATE,
+    "migration": Migration("owner", 1),
 }
+SCRIPT = Script("sha256:00", 10, True, ((1, "CREATE TABLE"),))
+MIGRATION_FIELDS = {"owner": "other", "owner_oid": 2, "script": None}
+SCRIPT_FIELDS = {"digest": "sha256:01", "size": 11, "one_transaction": False, "statements": ((2, "CREATE TABLE"),)}
 OBJECT_FIELDS = {
     "oid": 9,
     "kind": Kind.PARTITIONED,
@@ -304,7 +311,33 @@ def test_the_digest_covers_every_field_of_an_object(field):
     assert replace(BASE, objects=(changed,)).digest() != BASE.digest()
 
 
+@pytest.mark.parametrize("field", MIGRATION_FIELDS)
+def test_the_digest_covers_every_field_of_a_migration(field):
+    base = replace(BASE, migration=Migration("owner", 1, SCRIPT))
+    changed = replace(base.migration, **{field: MIGRATION_FIELDS[field]})
+    assert replace(base, migration=changed).digest() != base.digest()
+
+
+@pytest.mark.parametrize("field", SCRIPT_FIELDS)
+def test_the_digest_covers_every_field_of_a_file(field):
+    base = replace(BASE, migration=Migration("owner", 1, SCRIPT))
+    changed = Migration("owner", 1, replace(SCRIPT, **{field: SCRIPT_FIELDS[field]}))
+    assert replace(base, migration=changed).digest() != base.digest()
+
+
+def test_a_migration_cannot_be_narrowed_and_two_files_have_nothing_in_common():
+    migration = replace(BASE, objects=(), migration=Migration("owner", 1, SCRIPT))
+    other = replace(migration, migration=Migration("owner", 1, replace(SCRIPT, digest="sha256:01")))
+    assert narrow(migration, []) == migration
+    assert not migration.empty
+    assert meet(migration, migration) == migration
+    assert meet(migration, other).empty
+    assert not is_within(migration, other)
+
+
 def test_no_field_is_forgotten_here():
-    """``level`` has a single value so far; everything else must be changed above. The kept digest is no content."""
-    assert {*FIELDS, "level"} == {name for name, found in Manifest.__dataclass_fields__.items() if found.init}
+    """The kept digest is no content."""
+    assert set(FIELDS) == {name for name, found in Manifest.__dataclass_fields__.items() if found.init}
     assert set(OBJECT_FIELDS) == set(ObjectRights.__dataclass_fields__)
+    assert set(MIGRATION_FIELDS) == set(Migration.__dataclass_fields__)
+    assert set(SCRIPT_FIELDS) == set(Script.__dataclass_fields__)

@@ -16,6 +16,7 @@ from taskpass.core.ids import HumanId
 from taskpass.core.lease import Target
 from taskpass.core.limits import Limits
 from taskpass.core.scope import Level, Scope
+from taskpass.core.script import Script
 from taskpass.core.separation import Environment
 
 
@@ -30,13 +31,14 @@ class BrokerSettings:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """A named access of a resource: what may be asked for at most."""
+    """A named access of a resource: what may be asked for at most. ``owner`` stands for tables at level migrate."""
 
     name: str
     level: Level
-    tables: tuple[str, ...]
+    tables: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +61,14 @@ class Resource:
     shared_cluster: bool
     access: Mapping[str, Access] = field(hash=False)
 
-    def scope(self, access: str, only: tuple[str, ...] = ()) -> Scope:
+    def scope(self, access: str, only: tuple[str, ...] = (), script: Script | None = None) -> Scope:
         """The scope that ``access`` means; raises ``InvalidInput`` if the resource has no such access."""
         if access not in self.access:
             raise InvalidInput(
                 f"{self.name} offers no access of that name", hint="taskpass status lists what may be asked"
             )
         found = self.access[access]
-        return Scope(self.name, access, found.level, found.tables, found.exclude, only)
+        return Scope(self.name, access, found.level, found.tables, found.exclude, only, found.owner, script)
 
     def target(self) -> Target:
         return Target(

@@ -158,10 +158,14 @@ def _access(resource: str, name: str, table: Table) -> Access:
             f"[{visible(table.path, limit=120)}] is not an access of this version", hint=f"one of {known}"
         )
     limits = _limits(table.table("limits", needed=False))
-    access = Access(name, Level(name), table.texts("tables", empty=False), table.texts("exclude"), limits)
+    level = Level(name)
+    if level is Level.MIGRATE:
+        access = Access(name, level, owner=table.text("owner"), limits=limits)
+    else:
+        access = Access(name, level, table.texts("tables", empty=False), table.texts("exclude"), limits)
     table.done()
     try:
-        Scope(resource, name, access.level, access.tables, access.exclude)
+        Scope(resource, name, access.level, access.tables, access.exclude, owner=access.owner)
     except InvalidInput as error:
         raise ConfigInvalid(f"{table.path}: {error.message}", hint=error.hint) from None
     return access

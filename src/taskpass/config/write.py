@@ -14,6 +14,7 @@ from pathlib import Path
 
 from taskpass.config.model import Human, Resource
 from taskpass.core.errors import ConfigInvalid
+from taskpass.core.scope import Level
 
 _HEADER = """\
 # Taskpass: what this broker serves, and for whom. `taskpass check` says what is wrong without starting anything.
@@ -51,6 +52,12 @@ def render_resource(resource: Resource) -> str:
         f"database = {resource.database}",
     ]
     for access in resource.access.values():
+        if access.level is Level.MIGRATE:
+            lines += [
+                f"[resources.{name}.access.{access.name}]",
+                f"owner = {quote(access.owner)}                 # migrations run as this role, which cannot log in",
+            ]
+            continue
         lines += [
             f"[resources.{name}.access.{access.name}]",
             f"tables = {_list(access.tables)}",

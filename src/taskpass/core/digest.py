@@ -23,6 +23,7 @@ AUDIT = "taskpass/audit/v1"
 HEAD = "taskpass/audit-head/v1"
 SNAPSHOT = "taskpass/snapshot/v1"
 DECISION = "taskpass/decision/v1"
+WIDENING = "taskpass/widening/v1"
 
 
 def canonical(value: object) -> bytes:

@@ -16,6 +16,7 @@ from typing import Any
 from taskpass.core import digest
 from taskpass.core.errors import InvalidInput
 from taskpass.core.scope import Level, Verb
+from taskpass.core.script import Script
 
 
 class Kind(StrEnum):
@@ -123,8 +124,33 @@ class Dropped:
 
 
 @dataclass(frozen=True, slots=True)
+class Migration:
+    """What a migration may do: everything that ``owner`` (a role, with its oid) owns.
+
+    ``script`` is the one file that is run as the owner; None means hands-on, an endpoint as the owner.
+    """
+
+    owner: str
+    owner_oid: int
+    script: Script | None = None
+
+    @property
+    def hands_on(self) -> bool:
+        return self.script is None
+
+    def to_json(self) -> dict[str, object]:
+        script = self.script.to_json() if self.script else None
+        return {"owner": self.owner, "owner_oid": self.owner_oid, "script": script}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Migration:
+        script = Script.from_json(data["script"]) if data["script"] else None
+        return cls(str(data["owner"]), int(data["owner_oid"]), script)
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
-    """Rights in one database of one cluster.
+    """Rights in one database of one cluster: on objects, or at level ``migrate`` a migration and no objects.
 
     ``cluster`` is the target's system identifier as text (it exceeds a safe integer); ``database`` its oid.
     ``ambient`` lists what every login can do there through PUBLIC (for example ``TEMP``); it is shown, never granted.
@@ -137,11 +163,17 @@ class Manifest:
     objects: tuple[ObjectRights, ...]
     dropped: tuple[Dropped, ...] = ()
     ambient: tuple[str, ...] = ()
+    migration: Migration | None = None
     _digest: str = field(default="", init=False, repr=False, compare=False)
 
     @property
     def empty(self) -> bool:
-        return not self.objects
+        return not self.objects and self.migration is None
+
+    @property
+    def hands_on(self) -> bool:
+        """A migration without a file: an endpoint as the owner."""
+        return self.migration is not None and self.migration.hands_on
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -152,6 +184,8 @@ class Manifest:
             "objects": [item.to_json() for item in sorted(self.objects, key=lambda o: o.oid)],
             "dropped": [item.to_json() for item in sorted(self.dropped, key=lambda d: d.oid)],
             "ambient": sorted(self.ambient),
+            # Absent at other levels, so that the digests of what was granted before stay what they are.
+            **({"migration": self.migration.to_json()} if self.migration else {}),
         }
 
     @classmethod
@@ -164,6 +198,7 @@ class Manifest:
             objects=tuple(ObjectRights.from_json(item) for item in data["objects"]),
             dropped=tuple(Dropped(o, Kind(k), s, n, DropReason(r), b) for o, k, s, n, r, b in data["dropped"]),
             ambient=tuple(data["ambient"]),
+            migration=Migration.from_json(data["migration"]) if data.get("migration") else None,
         )
 
     def digest(self) -> str:
@@ -203,7 +238,7 @@ def narrow(manifest: Manifest, keeps: Sequence[Keep]) -> Manifest:
     """``manifest`` with only what ``keeps`` leaves. Law: ``is_within(narrow(m, k), m)`` for every ``k``.
 
     Columns, verbs and objects that ``keeps`` names beyond the manifest have no effect. An object left without a column
-    or a verb is removed.
+    or a verb is removed. A migration stays as it is: nobody can approve a part of a file.
     """
     kept = {keep.oid: keep for keep in keeps}
     if len(kept) != len(keeps):
@@ -220,6 +255,8 @@ def _narrow_object(item: ObjectRights, keep: Keep) -> ObjectRights:
 def is_within(inner: Manifest, outer: Manifest) -> bool:
     """Whether every right of ``inner`` is a right of ``outer``, on the same objects of the same database."""
     if (inner.cluster, inner.database, inner.level) != (outer.cluster, outer.database, outer.level):
+        return False
+    if inner.migration not in (None, outer.migration):
         return False
     theirs = {item.oid: item for item in outer.objects}
     return all(item.oid in theirs and _object_within(item, theirs[item.oid]) for item in inner.objects)
@@ -240,7 +277,9 @@ def meet(first: Manifest, second: Manifest) -> Manifest:
     They agree on an object only if they were shown the same one: kind, name, owner and what is reachable through it.
     """
     if (first.cluster, first.database, first.level) != (second.cluster, second.database, second.level):
-        return replace(first, objects=())
+        return replace(first, objects=(), migration=None)
+    if first.migration != second.migration:
+        first = replace(first, migration=None)
     other = {item.oid: item for item in second.objects}
     shared = [item for item in first.objects if item.oid in other and _shown(item) == _shown(other[item.oid])]
     return narrow(

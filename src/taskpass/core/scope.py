@@ -1,4 +1,7 @@
-"""What is asked for: a level on tables of a resource, as patterns. It grants nothing; it resolves to a manifest."""
+"""What is asked for: a level on tables of a resource, as patterns, or an owner to migrate as.
+
+It grants nothing; it resolves to a manifest.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,25 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from taskpass.core.errors import InvalidInput
+from taskpass.core.script import Script
 from taskpass.core.text import accept
 
 MAX_PATTERNS = 200
 
 
 class Level(StrEnum):
-    """How far an access goes. ``read`` is the only level so far."""
+    """How far an access goes."""
 
     READ = "read"
+    MIGRATE = "migrate"
+    """Everything that the owner of the objects can do: one approved file that the broker runs, or hands-on."""
 
 
 class Verb(StrEnum):
     SELECT = "SELECT"
 
 
-VERBS_OF_LEVEL: dict[Level, frozenset[Verb]] = {Level.READ: frozenset({Verb.SELECT})}
+VERBS_OF_LEVEL: dict[Level, frozenset[Verb]] = {Level.READ: frozenset({Verb.SELECT}), Level.MIGRATE: frozenset()}
 
 
 def pattern(text: object) -> str:
@@ -62,7 +68,8 @@ def _fits(glob: str, name: str) -> bool:
 class Scope:
     """``tables`` minus ``exclude`` of ``resource`` at ``level``, optionally narrowed by ``only`` (the caller's wish).
 
-    ``tables`` and ``exclude`` come from the operator's config; ``only`` can make the scope smaller, never larger.
+    ``tables`` and ``exclude`` come from the operator's config; ``only`` can make the scope smaller, never larger. At
+    level ``migrate`` there are no tables but an ``owner``, and ``script`` is the one file to run; None means hands-on.
     """
 
     resource: str
@@ -71,8 +78,19 @@ class Scope:
     tables: tuple[str, ...]
     exclude: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
+    owner: str = ""
+    script: Script | None = None
 
     def __post_init__(self) -> None:
+        if self.level is Level.MIGRATE:
+            if not self.owner or self.tables or self.exclude or self.only:
+                raise InvalidInput(
+                    f"access {self.access} of {self.resource} is everything that one owner owns, not a list of tables",
+                    hint="leave the tables out",
+                )
+            return
+        if self.owner or self.script:
+            raise InvalidInput("only a migration has an owner and a file", hint="use --access migrate")
         if not self.tables:
             raise InvalidInput(f"access {self.access} of {self.resource} names no tables")
         if max(len(self.tables), len(self.exclude), len(self.only)) > MAX_PATTERNS:
@@ -99,6 +117,9 @@ class Scope:
             "tables": list(self.tables),
             "exclude": list(self.exclude),
             "only": list(self.only),
+            # Absent at other levels, so that what was recorded before there were migrations stays what it is.
+            **({"owner": self.owner} if self.owner else {}),
+            **({"script": self.script.to_json()} if self.script else {}),
         }
 
     @classmethod
@@ -108,6 +129,7 @@ class Scope:
             assert isinstance(value, list)
             return tuple(str(item) for item in value)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
 
+        script = data.get("script")
         return cls(
             str(data["resource"]),
             str(data["access"]),
@@ -115,4 +137,6 @@ class Scope:
             words("tables"),
             words("exclude"),
             words("only"),
+            str(data.get("owner", "")),
+            Script.from_json(script) if isinstance(script, dict) else None,  # pyright: ignore[reportUnknownArgumentType]
         )

@@ -15,11 +15,12 @@ Contract
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from taskpass.core.aftermath import Ran
 from taskpass.core.clock import Instant
 from taskpass.core.decision import Delivery
 from taskpass.core.ids import InstallationId, LeaseId, RoleName
@@ -27,7 +28,9 @@ from taskpass.core.lease import Target
 from taskpass.core.limits import Enforced, Limits
 from taskpass.core.manifest import Manifest
 from taskpass.core.scope import Level, Scope
+from taskpass.core.script import Script
 from taskpass.core.secret import Secret
+from taskpass.core.widening import Snapshot
 
 
 class RevocationSpeed(StrEnum):
@@ -244,4 +247,48 @@ class Issuer(Protocol):
 
     def close_connections(self) -> None:
         """Give back pooled connections; the issuer stays usable."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One thing that happened while a file was run; for the agent, so never a secret and never the role.
+
+    ``number`` counts statements from 1 (0: the whole file), ``line`` is where it begins. ``what`` is ``begun``,
+    ``done``, ``notice`` or ``failed``; ``text`` is the target's own short word for it (``INSERT 0 5``), a notice, or
+    an error. ``rows`` is None where the target does not count; ``took_ms`` in milliseconds.
+    """
+
+    what: str
+    number: int = 0
+    line: int = 0
+    text: str = ""
+    rows: int | None = None
+    took_ms: int = 0
+
+
+class Migrator(Issuer, Protocol):
+    """An issuer whose target can be migrated. It resolves, creates, enables and closes leases of level migrate too.
+
+    A migrate lease acts as ``manifest.migration.owner``, whose objects are the owner's and never the lease's. An owner
+    that can log in, or may do more than own, is ``TargetUnfit``.
+    """
+
+    def read_script(self, text: str) -> Script:
+        """What ``text`` is, without asking the target.
+
+        Raises ``InvalidInput`` (``script_refused``) that names the line of what cannot be run.
+        """
+        ...
+
+    def run_script(self, role: RoleName, secret: Secret, text: str, tell: Callable[[Progress], None]) -> Ran:
+        """Log in as the lease and run ``text``; blocks for as long as it takes, or until the lease is closed.
+
+        A statement that fails is told and ends the run; it is no error of this call. Raises ``TargetUnavailable`` if
+        the lease could not log in; then nothing was run.
+        """
+        ...
+
+    def snapshot(self) -> Snapshot:
+        """What the catalogue holds that gives access, or runs code as somebody else."""
         ...

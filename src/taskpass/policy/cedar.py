@@ -114,7 +114,12 @@ class CedarPolicy:
     def _combined(self, first: Evaluation, second: Evaluation, question: Question) -> Decision:
         decision = combine(first, second, engine=ENGINE, snapshot=self._snapshot)
         if decision.code != "policy_denied":
-            decision = floor(decision, question.environment, writes=question.level is not Level.READ)
+            decision = floor(
+                decision,
+                question.environment,
+                writes=question.level is not Level.READ,
+                hands_on=question.manifest.hands_on,
+            )
             return self._answerable(decision, question)
         codes = sorted({code for name in second.policies if (code := self.bundle.rules[name].terms.reason_code)})
         return replace(decision, code=codes[0]) if codes else decision

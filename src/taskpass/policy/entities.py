@@ -21,6 +21,9 @@ from taskpass.policy.base import Question
 CLAIMED = ("reason",)
 """The caller's words that a policy can read; the schema declares the same. No policy sees others."""
 
+HANDS_ON = "migrate-hands-on"
+"""An action of its own, so that no permit for files lets anybody work as the owner."""
+
 Json = dict[str, object]
 
 
@@ -66,6 +69,8 @@ def ask(question: Question, groups: Mapping[str, frozenset[HumanId]], *, by_sche
     """
     if "/" in question.resource or not question.resource:
         raise InvalidInput("a resource's name must not be empty or hold a slash")
+    if question.manifest.migration:
+        return _ask_migration(question, groups)
     objects = _objects(question.manifest)
     schemas = sorted({item.schema for item in objects})
     parts = (
@@ -78,6 +83,19 @@ def ask(question: Question, groups: Mapping[str, frozenset[HumanId]], *, by_sche
         principal=_uid("Agent", question.task.principal.spiffe_id),
         action=_uid("Action", question.level.value),
         parts=parts,
+        entities=json.dumps(entities),
+        contexts=(json.dumps(_context(question, approved=False)), json.dumps(_context(question, approved=True))),
+    )
+
+
+def _ask_migration(question: Question, groups: Mapping[str, frozenset[HumanId]]) -> Asked:
+    """A migration is decided on the database: an owner's rights know no list of tables."""
+    database = _uid("Database", question.resource)
+    entities = [*_people(question, groups), *_places(question, (), ())]
+    return Asked(
+        principal=_uid("Agent", question.task.principal.spiffe_id),
+        action=_uid("Action", HANDS_ON if question.manifest.hands_on else question.level.value),
+        parts=(Part(question.resource, database),),
         entities=json.dumps(entities),
         contexts=(json.dumps(_context(question, approved=False)), json.dumps(_context(question, approved=True))),
     )

@@ -13,9 +13,10 @@ from typing import TypeVar, cast
 from taskpass.core.clock import SECOND, Instant, after
 from taskpass.core.errors import InvalidInput
 from taskpass.core.ids import HumanId, TaskId
-from taskpass.core.manifest import Column, Kind, Manifest, ObjectRights
+from taskpass.core.manifest import Column, Kind, Manifest, Migration, ObjectRights
 from taskpass.core.provenance import Fact, Provenance
 from taskpass.core.scope import VERBS_OF_LEVEL, Level, pattern
+from taskpass.core.script import Script
 from taskpass.core.separation import Environment, Separation
 from taskpass.core.task import Principal, Task, TaskState
 from taskpass.policy.base import Question
@@ -34,11 +35,12 @@ DEFAULTS: Mapping[str, object] = {
     "branch": "main",
     "ticket": "",
     "tables": ["public.orders"],
+    "hands_on": False,
     "claimed": {},
     "now": "2026-01-05T10:00:00Z",
 }
 """Every field of an example with the value it has when left out. A fact is a text, which counts as claimed, or
-``{value: …, provenance: …}``; ``tables`` are plain names without patterns."""
+``{value: …, provenance: …}``; ``tables`` are plain names without patterns; ``hands_on`` is for level migrate."""
 
 E = TypeVar("E", bound=Enum)
 
@@ -134,12 +136,20 @@ def _claimed(given: Mapping[str, object]) -> Mapping[str, str]:
 
 
 def _manifest(given: Mapping[str, object], level: Level) -> Manifest:
+    if level is Level.MIGRATE:
+        return Manifest("0", 1, "example", level, (), migration=Migration("owner", 1, _script(given)))
     names = _list(given["tables"])
     try:
         objects = [_object(number, pattern(name), level) for number, name in enumerate(names, start=1)]
     except InvalidInput as error:
         raise InvalidInput(f"tables: {error.message}", hint=error.hint) from None
     return Manifest("0", 1, "example", level, tuple(objects))
+
+
+def _script(given: Mapping[str, object]) -> Script | None:
+    if not isinstance(given["hands_on"], bool):
+        raise InvalidInput("hands_on must be true or false")
+    return None if given["hands_on"] else Script("sha256:" + "0" * 64, 1, True, ((1, "SELECT"),))
 
 
 def _list(value: object) -> list[object]:

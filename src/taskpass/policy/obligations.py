@@ -40,6 +40,7 @@ CORE_CODES = frozenset(
         "nothing_asked",
         "too_many_objects",
         "endpoint_only",
+        "hands_on_refused",
     }
 )
 """Codes that the engine itself answers with; a policy must not pretend to be one of them."""

@@ -109,7 +109,12 @@ class ByEnvironment:
     def decide(self, question: Question) -> Decision:
         outcome, duties = self.answers[question.environment]
         decision = Decision(outcome, f"test_{outcome.word}", duties, ("rule-canary",), snapshot=self.snapshot)
-        return floor(decision, question.environment, writes=question.level is not Level.READ)
+        return floor(
+            decision,
+            question.environment,
+            writes=question.level is not Level.READ,
+            hands_on=question.manifest.hands_on,
+        )
 
 
 class FakeEndpoints:

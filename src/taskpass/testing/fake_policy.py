@@ -49,7 +49,12 @@ class FakePolicy:
         )
         if question.manifest.empty:
             return replace(decision, outcome=Outcome.DENY, code="nothing_asked")
-        return floor(decision, question.environment, writes=question.level is not Level.READ)
+        return floor(
+            decision,
+            question.environment,
+            writes=question.level is not Level.READ,
+            hands_on=question.manifest.hands_on,
+        )
 
     def _next(self) -> Outcome:
         if not self._script:

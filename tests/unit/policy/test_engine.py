@@ -118,7 +118,7 @@ def test_more_objects_than_are_decided_do_not_evade_a_rule_about_tables(director
         '@id("x") forbid (principal, action, resource) when { resource in Taskpass::Schema::"orders/hr" };',
         """@id("x") forbid (principal, action, resource)
         when { resource in [Taskpass::Schema::"orders/hr", Taskpass::Schema::"orders/pay"] };""",
-        '@id("x") forbid (principal, action, resource) when { resource.schema == "hr" };',
+        '@id("x") forbid (principal, action, resource) when { resource has schema && resource.schema == "hr" };',
     ],
 )
 def test_a_rule_about_schemas_counts_for_few_and_for_many(directory, rule):
