@@ -37,9 +37,10 @@ to do next. The codes are in [errors.md](errors.md).
 | any other | `exec` and `run`: the command's own; 128 + n after signal n |
 
 `exec` hands out the place of a socket and no secret, so nothing in the command's environment, arguments or output needs
-masking, and nothing is masked. It takes `PGPASSWORD`, `PGSERVICE` and their like out of the command's environment,
-because they would lead elsewhere. `--json` prints JSON on stdout, with the same exit code as without it; its fields are
-in [json.md](json.md).
+masking, and nothing is masked; with `--deliver secret` it hands out a password in a file in memory
+([when and how](../how-to/hand-out-a-secret.md)). It takes `PGPASSWORD`, `PGSERVICE` and their like out of the command's
+environment, because they would lead elsewhere. `--json` prints JSON on stdout, with the same exit code as without it;
+its fields are in [json.md](json.md).
 """
 
 _ERRORS = """\

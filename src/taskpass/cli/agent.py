@@ -12,7 +12,7 @@ from taskpass.cli.verb import Given, Option
 from taskpass.client.git import claimed_git
 from taskpass.client.line import LineClient
 from taskpass.config.paths import agent_socket
-from taskpass.core.errors import Denied, Expired, Pending
+from taskpass.core.errors import Denied, Expired, InvalidInput, Pending
 
 TYPE_CHECKING = False  # What typing.TYPE_CHECKING is, without importing typing: start-up is a feature.
 if TYPE_CHECKING:
@@ -37,7 +37,9 @@ SCOPE = (
     Option("--table", "Only this table or pattern, like public.orders", "SCHEMA.TABLE", many=True),
     Option("--ttl", "How long, like 15m; policy decides the most", "DURATION"),
     Option("--reason", "Why, in your own words; a person may read it", "TEXT"),
+    Option("--deliver", "endpoint (the default), or secret where policy permits one", "HOW"),
 )
+DELIVERIES = {"endpoint": "endpoint", "secret": "bearer"}
 JSON = Option("--json", "Print JSON")
 
 
@@ -78,11 +80,20 @@ def ask(client: LineClient, given: Given, *, connect: bool = False) -> View:
         "tables": given.many("table"),
         "reason": given.text("reason"),
         "task": task_of(client, given),
+        "delivery": delivery(given),
         "connect": connect,
     }
     if given.flag("ttl"):
         params["ttl"] = seconds(given.text("ttl"), what="--ttl")
     return client.call("request_access", params)
+
+
+def delivery(given: Given) -> str:
+    """What the broker calls the delivery that ``--deliver`` names."""
+    found = DELIVERIES.get(given.text("deliver", "endpoint"))
+    if found is None:
+        raise InvalidInput("--deliver is endpoint or secret")
+    return found
 
 
 def await_decision(client: LineClient, view: View, limit: int) -> View:

@@ -14,6 +14,7 @@ from taskpass.cli.times import when, words
 from taskpass.core.text import visible
 
 _WIDTH = 12
+_DELIVERIES = {"bearer": "a password that works for whoever has it (bearer)"}
 
 
 def print_card(card: dict[str, Any]) -> None:
@@ -24,7 +25,7 @@ def print_card(card: dict[str, Any]) -> None:
     show(style("What the broker knows", "bold", "cyan"))
     environment = style(facts["environment"], *(("red", "bold") if facts["environment"] == "production" else ("bold",)))
     _fact("resource", f"{style(visible(facts['resource']), 'bold')} in {environment}, level {facts['level']}")
-    _fact("for", f"{words(facts['lifetime'])}, as {facts['delivery']}")
+    _fact("for", f"{words(facts['lifetime'])}, as {_DELIVERIES.get(facts['delivery'], facts['delivery'])}")
     _fact("agent", visible(facts["principal"]))
     _fact("works for", f"{visible(facts['sponsor'])} on {visible(facts['machine'])}, separation {facts['separation']}")
     _fact("task", visible(" < ".join([facts["task"], *facts["parents"]])))

@@ -1,7 +1,8 @@
 """``taskpass exec``: run one command with access to one resource, and take the access back when it ends.
 
-Standard library only. The command gets the place of a socket, no secret; so there is nothing in its environment, its
-arguments or its output that would have to be masked.
+Standard library only. The command gets the place of a socket and no secret, so there is nothing in its environment, its
+arguments or its output that would have to be masked. With ``--deliver secret`` it gets a password in a sealed memory
+file: the environment holds the file's place only.
 """
 
 from __future__ import annotations
@@ -29,8 +30,15 @@ FOREIGN = (
     "PGGSSENCMODE",
     "PGSSLMODE",
     "PGREQUIRESSL",
+    "PGSSLROOTCERT",
+    "PGSSLCERT",
+    "PGSSLKEY",
 )
 """What would lead libpq elsewhere, or was meant for another server: taken out of the command's environment."""
+
+
+SYSTEM_BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
+"""Where distributions keep the authorities that the machine trusts."""
 
 
 def _run(given: Given) -> int:
@@ -41,7 +49,7 @@ def _run(given: Given) -> int:
         view = _requested(client, given)
         lease = view.get("lease") or _issued(client, view, wait)
         try:
-            return run_child(given.rest, environment(dict(os.environ), lease))
+            return _run_with(given.rest, lease)
         finally:
             _release(client, str(lease["lease"]))
 
@@ -59,18 +67,56 @@ def _requested(client: LineClient, given: Given) -> View:
     return ask(client, given, connect=True)
 
 
+def _run_with(command: list[str], lease: View) -> int:
+    bearer = lease.get("bearer")
+    if bearer is None:
+        return run_child(command, environment(dict(os.environ), lease))
+    from taskpass.client import password_file
+
+    file = password_file.password_file(bearer)
+    around = environment(dict(os.environ), lease) | {"PGPASSFILE": password_file.path_of(file)}
+    return run_child(command, around, hand_over=file)
+
+
 def environment(around: dict[str, str], lease: View) -> dict[str, str]:
-    """The command's environment: where the endpoint is, and nothing that leads to another server."""
-    endpoint = lease["endpoint"]
+    """The command's environment: where to connect, and nothing that leads to another server."""
+    place: View = lease.get("endpoint") or _direct(lease["bearer"])
     kept = {name: value for name, value in around.items() if name not in FOREIGN}
-    return kept | {
-        "PGHOST": str(endpoint["host"]),
-        "PGPORT": str(endpoint["port"]),
-        "PGUSER": str(endpoint["user"]),
-        "PGDATABASE": str(endpoint["database"]),
-        "DATABASE_URL": str(endpoint["dsn"]),
-        "TASKPASS_TASK": str(lease["task"]),
-    }
+    return (
+        kept
+        | {
+            "PGHOST": str(place["host"]),
+            "PGPORT": str(place["port"]),
+            "PGUSER": str(place["user"]),
+            "PGDATABASE": str(place["database"]),
+            "DATABASE_URL": str(place["dsn"]),
+            "TASKPASS_TASK": str(lease["task"]),
+        }
+        | (_server_proof(lease["bearer"]) if "bearer" in lease else {})
+    )
+
+
+def _direct(bearer: View) -> View:
+    """The target itself, in the shape of an endpoint; the password is not in the address."""
+    from urllib.parse import quote
+
+    host, port, user, database = (quote(str(bearer[name]), safe="") for name in ("host", "port", "user", "database"))
+    return bearer | {"dsn": f"postgresql:///{database}?host={host}&port={port}&user={user}"}
+
+
+def _server_proof(bearer: View) -> dict[str, str]:
+    """What makes libpq show the password's proof to the enrolled server only, and never the password itself."""
+    proof = {"PGREQUIREAUTH": "scram-sha-256"}
+    if not bearer["ca"]:
+        return proof
+    return proof | {"PGSSLMODE": "verify-full", "PGSSLROOTCERT": _authorities(str(bearer["ca"]))}
+
+
+def _authorities(ca: str) -> str:
+    """``system`` is a word that libpq knows from 16 on, so the file that it means is named where there is one."""
+    if ca != "system":
+        return ca
+    return next((path for path in SYSTEM_BUNDLES if os.path.exists(path)), ca)
 
 
 def _release(client: LineClient, lease: str) -> None:
@@ -86,7 +132,8 @@ VERB = Verb(
     summary="Run a command with access to a resource",
     about=(
         "Asks for access, waits for a person where one is needed, runs COMMAND with an endpoint in PGHOST, PGPORT,\n"
-        "PGUSER, PGDATABASE and DATABASE_URL, and gives the access back when COMMAND ends. No secret is handed out.\n"
+        "PGUSER, PGDATABASE and DATABASE_URL, and gives the access back when COMMAND ends. No secret is handed out,\n"
+        "unless --deliver secret asks for one and policy permits it: then PGPASSFILE names a password file in memory.\n"
         "The exit code is COMMAND's; own codes: 90 denied, 91 not decided in time, 92 expired, 93 not authenticated,\n"
         "94 obligation unmet."
     ),

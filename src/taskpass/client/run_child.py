@@ -31,8 +31,10 @@ _LOOK_SECONDS = 0.5
 """In a process with other threads one of them may swallow the signal of the child's end, so we look by ourselves."""
 
 
-def run_child(command: Sequence[str], environment: Mapping[str, str]) -> int:
+def run_child(command: Sequence[str], environment: Mapping[str, str], *, hand_over: int | None = None) -> int:
     """Run ``command`` to its end and return its exit code, 128 + n for signal n; 127 not found, 126 not executable.
+
+    ``hand_over`` is a descriptor that the child inherits under the same number; it is closed here in any case.
 
     To be called from the main thread, before other threads start: they inherit the signals that are held back here.
     """
@@ -40,19 +42,28 @@ def run_child(command: Sequence[str], environment: Mapping[str, str]) -> int:
     # A parent that ignores SIGCHLD hands that down, and then no child could be waited for.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
-        # Python ignores SIGPIPE and SIGXFSZ for itself; the child gets the usual behaviour back.
-        child = os.posix_spawnp(
-            command[0],
-            list(command),
-            dict(environment),
-            setsigmask=before,
-            setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
-        )
-        return wait_for(child)
+        return wait_for(_spawn(command, environment, before, hand_over))
     except OSError:
         return NOT_EXECUTABLE if _is_there(command[0]) else NOT_FOUND
     finally:
         release(before)
+
+
+def _spawn(command: Sequence[str], environment: Mapping[str, str], mask: Iterable[int], hand_over: int | None) -> int:
+    try:
+        if hand_over is not None:
+            os.set_inheritable(hand_over, True)
+        # Python ignores SIGPIPE and SIGXFSZ for itself; the child gets the usual behaviour back.
+        return os.posix_spawnp(
+            command[0],
+            list(command),
+            dict(environment),
+            setsigmask=mask,
+            setsigdef=[signal.SIGPIPE, signal.SIGXFSZ],
+        )
+    finally:
+        if hand_over is not None:
+            os.close(hand_over)
 
 
 def release(before: Iterable[int]) -> None:

@@ -74,6 +74,45 @@ def test_exec_gives_the_command_an_endpoint_and_gives_it_back(broker, capfd, mon
     assert broker.named("release") == [{"lease": "lse_1"}]
 
 
+SECRET = {
+    "lease": "lse_1",
+    "task": "tsk_1",
+    "state": "active",
+    "delivery": "bearer",
+    "bearer": {"host": "::1", "port": 5433, "database": "a b", "user": "tp_a_b", "ca": "/ca.pem", "password": "s3cret"},
+}
+
+
+def test_a_secret_reaches_the_command_in_a_file_and_nowhere_else(broker, capfd, monkeypatch):
+    broker.answers["issue"] = dict(SECRET, bearer=dict(SECRET["bearer"]))
+    monkeypatch.setenv("PGSSLROOTCERT", "elsewhere")
+    code = SHOW + "print(open(os.environ['PGPASSFILE']).read().strip())"
+    assert main(["exec", "--resource", "orders", "--deliver", "secret", "--", sys.executable, "-c", code]) == 0
+    environment, entry = capfd.readouterr().out.splitlines()
+    seen = json.loads(environment)
+    assert seen.pop("PGPASSFILE").startswith("/proc/self/fd/")
+    assert seen == {
+        "PGHOST": "::1",
+        "PGPORT": "5433",
+        "PGUSER": "tp_a_b",
+        "PGDATABASE": "a b",
+        "PGREQUIREAUTH": "scram-sha-256",
+        "PGSSLMODE": "verify-full",
+        "PGSSLROOTCERT": "/ca.pem",
+        "DATABASE_URL": "postgresql:///a%20b?host=%3A%3A1&port=5433&user=tp_a_b",
+        "TASKPASS_TASK": "tsk_1",
+    }
+    assert entry == "\\:\\:1:5433:a b:tp_a_b:s3cret"
+    assert broker.named("request_access")[0]["delivery"] == "bearer"
+    assert broker.named("release")
+
+
+def test_a_delivery_that_does_not_exist_is_a_mistake(broker, capfd):
+    assert main(["exec", "--resource", "orders", "--deliver", "password", "--", "true"]) == 2
+    assert "--deliver is endpoint or secret" in capfd.readouterr().err
+    assert broker.calls == [] or broker.named("request_access") == []
+
+
 def test_a_password_of_another_server_does_not_reach_the_command():
     assert "PGPASSWORD" not in environment({"PGPASSWORD": "hunter2", "HOME": "/h"}, LEASE)
     assert environment({"HOME": "/h"}, LEASE)["HOME"] == "/h"
@@ -121,6 +160,7 @@ def test_what_is_asked_for_is_what_was_typed(broker):
         "tables": ["public.a", "public.b"],
         "reason": "why",
         "task": "tsk_1",
+        "delivery": "endpoint",
         "ttl": 300,
         "connect": True,
     }
