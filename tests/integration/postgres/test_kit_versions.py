@@ -12,6 +12,7 @@ import pytest
 
 from taskpass.issuers.base import Severity
 from taskpass.issuers.postgres import kit, scram
+from taskpass.testing.postgres import program as newest
 from tests.integration.postgres.enrolled import ENTROPY, TABLES, Broker, outcome
 
 pytestmark = pytest.mark.service
@@ -234,7 +235,7 @@ def _dump(database, program, *more):
     server = database.server
     done = subprocess.run(
         [
-            *(server.program(program), *more, "--no-sync", "-h", server.host, "-p", str(server.port)),
+            *(newest(program), *more, "--no-sync", "-h", server.host, "-p", str(server.port)),
             *("-U", server.superuser, "-d" if program == "pg_dump" else "-l", database.name),
         ],
         env={"PATH": os.environ["PATH"], "PGPASSWORD": server.password.reveal()},
