@@ -15,53 +15,80 @@ from taskpass.core.manifest import (
     Column,
     Dropped,
     DropReason,
+    Held,
     Keep,
     Kind,
     Manifest,
     Migration,
     ObjectRights,
+    OwnedSequence,
     Reach,
     Through,
+    accept,
+    held_back,
     is_within,
     keep_all,
     meet,
     narrow,
 )
-from taskpass.core.scope import Level, Verb
+from taskpass.core.scope import WRITE_VERBS, Level, Verb
 from taskpass.core.script import Script
+
+ADVANCING = {Verb.INSERT, Verb.UPDATE}
 
 names = st.text(min_size=1, max_size=6)
 oids = st.integers(1, 12)
+origins = st.lists(st.integers(1, 6), max_size=2, unique=True).map(tuple)
 columns = st.lists(
-    st.builds(Column, st.integers(1, 6), names), min_size=1, max_size=4, unique_by=lambda column: column.number
+    st.builds(Column, st.integers(1, 6), names, origins), min_size=1, max_size=4, unique_by=lambda column: column.number
 ).map(tuple)
+some_verbs = st.lists(st.sampled_from(sorted(WRITE_VERBS)), max_size=3, unique=True)
 reaches = st.lists(
-    st.builds(Reach, oids, st.sampled_from(Kind), names, names, st.sampled_from(Through)), max_size=2, unique=True
+    st.builds(
+        Reach, oids, st.sampled_from(Kind), names, names, st.sampled_from(Through), some_verbs.map(sorted).map(tuple)
+    ),
+    max_size=2,
+    unique=True,
 ).map(tuple)
-objects = st.builds(
-    ObjectRights,
-    oid=oids,
-    kind=st.sampled_from([Kind.TABLE, Kind.PARTITIONED]),
-    schema=names,
-    name=names,
-    owner=names,
-    columns=columns,
-    verbs=st.just(frozenset({Verb.SELECT})),
-    reach=reaches,
-)
+pii = st.sampled_from(["hr.pay", "hr.note()", "a.b"])
+held = st.lists(
+    st.builds(Held, st.sampled_from(sorted(WRITE_VERBS)), pii, st.just(Through.CASCADE)), max_size=3, unique=True
+).map(tuple)
+
+
+@st.composite
+def _objects(draw):
+    """As resolving makes them: what is held back is not granted, and a sequence belongs to one of the columns."""
+    made, back = draw(columns), draw(held)
+    owned = st.builds(OwnedSequence, oids, names, st.sampled_from([column.number for column in made]))
+    return ObjectRights(
+        oid=draw(oids),
+        kind=draw(st.sampled_from([Kind.TABLE, Kind.PARTITIONED])),
+        schema=draw(names),
+        name=draw(names),
+        owner=draw(names),
+        columns=made,
+        verbs=frozenset({Verb.SELECT, *draw(some_verbs)}) - {found.verb for found in back},
+        reach=draw(reaches),
+        sequences=draw(st.lists(owned, max_size=2, unique_by=lambda found: found.oid).map(tuple)),
+        held=back,
+    )
+
+
+objects = _objects()
 dropped = st.builds(Dropped, oids, st.sampled_from(Kind), names, names, st.sampled_from(DropReason), names)
 manifests = st.builds(
     Manifest,
     cluster=st.sampled_from(["7000000000000000001", "7000000000000000002"]),
     database=st.sampled_from([5, 16384]),
     database_name=st.just("orders"),
-    level=st.just(Level.READ),
+    level=st.just(Level.WRITE),
     objects=st.lists(objects, max_size=5, unique_by=lambda item: item.oid).map(tuple),
     dropped=st.lists(dropped, max_size=3, unique_by=lambda item: item.oid).map(tuple),
     ambient=st.lists(names, max_size=2, unique=True).map(tuple),
 )
 keeps = st.lists(
-    st.builds(Keep, oids, st.frozensets(st.integers(1, 8)), st.sampled_from([frozenset(), frozenset({Verb.SELECT})])),
+    st.builds(Keep, oids, st.frozensets(st.integers(1, 8)), st.frozensets(st.sampled_from(Verb))),
     max_size=6,
     unique_by=lambda keep: keep.oid,
 )
@@ -69,7 +96,8 @@ keeps = st.lists(
 
 def rights(manifest):
     """What is granted, as a set of single rights: the meaning that the laws are about."""
-    return {(item.oid, column, verb) for item in manifest.objects for column in item.columns for verb in item.verbs}
+    tables = {(item.oid, column, verb) for item in manifest.objects for column in item.columns for verb in item.verbs}
+    return tables | {(item.oid, found, "USAGE") for item in manifest.objects for found in item.granted_sequences}
 
 
 @given(manifests, keeps)
@@ -81,9 +109,17 @@ def test_narrowing_only_narrows(manifest, some):
 
 @given(manifests, keeps)
 def test_narrowing_leaves_exactly_what_is_kept(manifest, some):
-    kept = {(keep.oid, number, verb) for keep in some for number in keep.columns for verb in keep.verbs}
-    expected = {(oid, column, verb) for oid, column, verb in rights(manifest) if (oid, column.number, verb) in kept}
-    assert rights(narrow(manifest, some)) == expected
+    """Nothing of an object without its SELECT: to change rows that cannot be picked is to change them all."""
+    kept = {keep.oid: keep for keep in some if Verb.SELECT in keep.verbs}
+
+    def stays(oid, what, verb):
+        keep = kept.get(oid)
+        if verb == "USAGE":
+            return keep and what.column in keep.columns and any(v in keep.verbs for v in verbs[oid] & ADVANCING)
+        return keep and what.number in keep.columns and verb in keep.verbs
+
+    verbs = {item.oid: item.verbs for item in manifest.objects}
+    assert rights(narrow(manifest, some)) == {right for right in rights(manifest) if stays(*right)}
 
 
 @given(manifests)
@@ -93,8 +129,60 @@ def test_a_verb_that_was_not_there_is_not_kept(manifest):
 
 
 @given(manifests, keeps)
-def test_narrowing_leaves_no_object_without_a_right(manifest, some):
-    assert all(item.columns and item.verbs for item in narrow(manifest, some).objects)
+def test_narrowing_leaves_no_object_without_a_column_or_select(manifest, some):
+    assert all(item.columns and Verb.SELECT in item.verbs for item in narrow(manifest, some).objects)
+
+
+accepted = st.lists(pii, max_size=3)
+
+
+@given(manifests, keeps, accepted)
+def test_what_was_not_accepted_is_never_granted(manifest, some, names):
+    for left in (manifest, narrow(manifest, some), narrow(accept(manifest, names), some)):
+        assert set(left.accepted) <= set(names)
+        for item in left.objects:
+            assert not {back.verb for back in item.held if back.name not in left.accepted} & item.verbs
+
+
+@given(manifests, accepted)
+def test_accepting_gives_back_exactly_the_verbs_whose_every_name_is_accepted(manifest, names):
+    for before, after in zip(manifest.objects, accept(manifest, names).objects, strict=True):
+        back = {found.verb for found in before.held}
+        refused = {found.verb for found in before.held if found.name not in names}
+        assert after.verbs == before.verbs | (back - refused)
+
+
+@given(manifests, keeps, accepted)
+def test_accepting_nothing_new_changes_nothing(manifest, some, names):
+    left = narrow(accept(manifest, names), some)
+    assert accept(left, ()) == left
+    assert accept(left, names) == left
+    assert accept(manifest, ["nobody.holds"]) == manifest
+
+
+@given(manifests, keeps, accepted)
+def test_what_one_leaves_who_accepts_is_within_all_that_could_be_accepted(manifest, some, names):
+    most = accept(manifest, held_back(manifest))
+    assert is_within(manifest, most)
+    assert is_within(narrow(accept(manifest, names), some), most)
+
+
+@given(manifests, accepted)
+def test_acceptance_is_part_of_the_digest(manifest, names):
+    after = accept(manifest, names)
+    assert (after.digest() == manifest.digest()) == (after == manifest)
+
+
+@given(manifests, accepted, accepted)
+def test_approvers_agree_on_what_both_accepted(manifest, one, other):
+    both = meet(accept(manifest, one), accept(manifest, other))
+    assert rights(both) == rights(accept(manifest, set(one) & set(other)))
+
+
+@given(manifests, accepted)
+def test_what_was_accepted_is_not_within_what_was_not(manifest, names):
+    after = accept(manifest, names)
+    assert after == manifest or not is_within(after, manifest)
 
 
 @given(manifests, keeps)
@@ -212,7 +300,16 @@ def test_the_digest_does_not_depend_on_order(manifest, random):
     def shuffled(items):
         return tuple(random.sample(items, len(items)))
 
-    turned = [replace(o, columns=shuffled(o.columns), reach=shuffled(o.reach)) for o in manifest.objects]
+    turned = [
+        replace(
+            o,
+            columns=shuffled(o.columns),
+            reach=shuffled(o.reach),
+            sequences=shuffled(o.sequences),
+            held=shuffled(o.held),
+        )
+        for o in manifest.objects
+    ]
     other = replace(
         manifest, objects=shuffled(turned), dropped=shuffled(manifest.dropped), ambient=shuffled(manifest.ambient)
     )
@@ -223,7 +320,7 @@ BASE = Manifest(
     cluster="7000000000000000001",
     database=16384,
     database_name="orders",
-    level=Level.READ,
+    level=Level.WRITE,
     objects=(
         ObjectRights(
             oid=1,
@@ -231,13 +328,19 @@ BASE = Manifest(
             schema="public",
             name="orders",
             owner="owner",
-            columns=(Column(1, "id"), Column(2, "total")),
+            columns=(Column(1, "id"), Column(2, "total", (1,))),
             verbs=frozenset({Verb.SELECT}),
-            reach=(Reach(2, Kind.TABLE, "public", "part", Through.PARTITION),),
+            reach=(
+                Reach(2, Kind.TABLE, "public", "part", Through.PARTITION),
+                Reach(4, Kind.ROUTINE, "public", "note", Through.TRIGGER, (Verb.INSERT,), "sha256:0"),
+            ),
+            sequences=(OwnedSequence(5, "orders_id_seq", 1),),
+            held=(Held(Verb.DELETE, "public.pii", Through.CASCADE),),
         ),
     ),
     dropped=(Dropped(3, Kind.VIEW, "public", "v", DropReason.NOT_A_TABLE, "x"),),
     ambient=("TEMP",),
+    accepted=("public.pii",),
 )
 
 
@@ -282,6 +385,7 @@ FIELDS = {
     "objects": (),
     "dropped": (),
     "ambient": (),
+    "accepted": (),
     "level": Level.MIGRATE,
     "migration": Migration("owner", 1),
 }
@@ -297,6 +401,8 @@ OBJECT_FIELDS = {
     "columns": (Column(1, "id"),),
     "verbs": frozenset(),
     "reach": (),
+    "sequences": (),
+    "held": (),
 }
 
 
@@ -336,7 +442,7 @@ def test_a_migration_cannot_be_narrowed_and_two_files_have_nothing_in_common():
 
 
 def test_no_field_is_forgotten_here():
-    """The kept digest is no content."""
+    """Every field must be changed above. The kept digest is no content."""
     assert set(FIELDS) == {name for name, found in Manifest.__dataclass_fields__.items() if found.init}
     assert set(OBJECT_FIELDS) == set(ObjectRights.__dataclass_fields__)
     assert set(MIGRATION_FIELDS) == set(Migration.__dataclass_fields__)

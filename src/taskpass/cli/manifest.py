@@ -31,7 +31,7 @@ def print_manifest(manifest: Mapping[str, Any], estimates: Mapping[str, int]) ->
                 item["kind"],
                 ", ".join(item["verbs"]),
                 _rows(estimates, item["oid"]),
-                ", ".join(name for _, name in item["columns"]),
+                ", ".join(_column(column) for column in item["columns"]),
             )
             for item in objects
         ],
@@ -53,6 +53,11 @@ def print_manifest(manifest: Mapping[str, Any], estimates: Mapping[str, int]) ->
 def quoted(text: object) -> str:
     """Somebody else's words: in quotes, made visible, of limited length."""
     return f'"{visible(str(text), limit=400)}"'
+
+
+def _column(column: Sequence[Any]) -> str:
+    """A generated column is marked: what it shows is computed from others."""
+    return f"{column[1]} (computed)" if len(column) > 2 else str(column[1])
 
 
 def _rows(estimates: Mapping[str, int], oid: int) -> str:

@@ -15,7 +15,7 @@ from taskpass.core.errors import InvalidInput
 from taskpass.core.ids import HumanId
 from taskpass.core.lease import Target
 from taskpass.core.limits import Limits
-from taskpass.core.scope import Level, Scope
+from taskpass.core.scope import Level, Scope, Verb
 from taskpass.core.script import Script
 from taskpass.core.separation import Environment
 
@@ -31,7 +31,10 @@ class BrokerSettings:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """A named access of a resource: what may be asked for at most. ``owner`` stands for tables at level migrate."""
+    """A named access of a resource: what may be asked for at most.
+
+    ``verbs`` empty: all of the level. ``owner`` stands for tables at level migrate.
+    """
 
     name: str
     level: Level
@@ -39,6 +42,7 @@ class Access:
     exclude: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     owner: str = ""
+    verbs: frozenset[Verb] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,9 @@ class Resource:
                 f"{self.name} offers no access of that name", hint="taskpass status lists what may be asked"
             )
         found = self.access[access]
-        return Scope(self.name, access, found.level, found.tables, found.exclude, only, found.owner, script)
+        return Scope(
+            self.name, access, found.level, found.tables, found.exclude, only, found.owner, script, found.verbs
+        )
 
     def target(self) -> Target:
         return Target(

@@ -11,7 +11,7 @@ from taskpass.config.model import Access, Resource
 from taskpass.config.table import Table
 from taskpass.core.errors import ConfigInvalid, InvalidInput
 from taskpass.core.limits import BOUNDS, Limits
-from taskpass.core.scope import Level, Scope
+from taskpass.core.scope import WRITE_VERBS, Level, Scope, Verb
 from taskpass.core.separation import Environment
 from taskpass.core.text import visible
 from taskpass.wire.postgres.address import Address
@@ -159,13 +159,15 @@ def _access(resource: str, name: str, table: Table) -> Access:
         )
     limits = _limits(table.table("limits", needed=False))
     level = Level(name)
+    verbs = _verbs(table) if level is Level.WRITE else frozenset[Verb]()
     if level is Level.MIGRATE:
         access = Access(name, level, owner=table.text("owner"), limits=limits)
     else:
-        access = Access(name, level, table.texts("tables", empty=False), table.texts("exclude"), limits)
+        tables, exclude = table.texts("tables", empty=False), table.texts("exclude")
+        access = Access(name, level, tables, exclude, limits, verbs=verbs)
     table.done()
     try:
-        Scope(resource, name, access.level, access.tables, access.exclude, owner=access.owner)
+        Scope(resource, name, access.level, access.tables, access.exclude, owner=access.owner, verbs=access.verbs)
     except InvalidInput as error:
         raise ConfigInvalid(f"{table.path}: {error.message}", hint=error.hint) from None
     return access
@@ -179,3 +181,14 @@ def _limits(table: Table) -> Limits:
         return Limits(**given)
     except InvalidInput as error:
         raise ConfigInvalid(f"{table.path}: {error.message}") from None
+
+
+def _verbs(table: Table) -> frozenset[Verb]:
+    """``verbs`` of a writing access, with the SELECT that always comes along; left out, all of them."""
+    words = table.texts("verbs", empty=False) if table.has("verbs") else tuple(sorted(WRITE_VERBS))
+    if not set(words) <= set(WRITE_VERBS):
+        known = ", ".join(sorted(WRITE_VERBS))
+        raise ConfigInvalid(
+            f"{table.name('verbs')} has an unknown verb", hint=f"some of {known}; SELECT always comes along"
+        )
+    return frozenset({Verb.SELECT, *map(Verb, words)})

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from taskpass.config.model import Human, Resource
 from taskpass.core.errors import ConfigInvalid
-from taskpass.core.scope import Level
+from taskpass.core.scope import WRITE_VERBS, Level, Verb
 
 _HEADER = """\
 # Taskpass: what this broker serves, and for whom. `taskpass check` says what is wrong without starting anything.
@@ -63,6 +63,9 @@ def render_resource(resource: Resource) -> str:
             f"tables = {_list(access.tables)}",
             f"exclude = {_list(access.exclude)}                 # and whatever these are reachable through",
         ]
+        if access.level is Level.WRITE:
+            granted = tuple(sorted(verb.value for verb in (access.verbs or WRITE_VERBS) - {Verb.SELECT}))
+            lines.append(f"verbs = {_list(granted)}                 # SELECT always comes along")
     return "\n".join(lines) + "\n"
 
 

@@ -2,13 +2,14 @@
 them.
 
 A name can come to mean something else between a yes and a grant; an object identity cannot. So what people approve,
-what the digest covers and what is granted is this list (design: architecture.md, *Scope -> manifest*). The only way to
-make another manifest from one is ``narrow``, whose law is ``narrow(a, b) ⊆ a``.
+what the digest covers and what is granted is this list (design: architecture.md, *Scope -> manifest*). Two functions
+make another manifest from one. ``narrow`` only takes away: ``narrow(a, b) ⊆ a``. ``accept`` gives back verbs that the
+manifest itself holds back, and only for the names that a person accepted; they stand in it and so in what is signed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -17,6 +18,8 @@ from taskpass.core import digest
 from taskpass.core.errors import InvalidInput
 from taskpass.core.scope import Level, Verb
 from taskpass.core.script import Script
+
+_ADVANCES_SEQUENCES = frozenset({Verb.INSERT, Verb.UPDATE})
 
 
 class Kind(StrEnum):
@@ -39,6 +42,14 @@ class Through(StrEnum):
     VIEW = "view"
     MATERIALISED_VIEW = "materialised view"
     ROUTINE = "security definer routine"
+    CASCADE = "cascade"
+    """Rows of it are deleted or changed by a foreign key, with its owner's rights."""
+    RULE = "rule"
+    """A rewrite rule changes it, with the table owner's rights."""
+    TRIGGER = "trigger"
+    """A routine that a trigger calls with the writer's own rights."""
+    OWNER_TRIGGER = "trigger with its owner's rights"
+    """A routine that a trigger calls with more than the writer's rights: what it may touch is not known."""
 
 
 class DropReason(StrEnum):
@@ -54,24 +65,85 @@ class DropReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, order=True)
 class Column:
+    """``origins`` are the numbers of the columns that a generated one is computed from: reading it tells of those."""
+
     number: int
     name: str
+    origins: tuple[int, ...] = ()
+
+    def to_json(self) -> list[object]:
+        return [self.number, self.name, *([list(self.origins)] if self.origins else [])]
+
+    @classmethod
+    def from_json(cls, data: Sequence[Any]) -> Column:
+        return cls(data[0], data[1], tuple(data[2]) if len(data) > 2 else ())
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class OwnedSequence:
+    """A sequence of the table's schema that belongs to one of its columns; ``USAGE`` on it comes with the column."""
+
+    oid: int
+    name: str
+    column: int
+
+    def to_json(self) -> list[object]:
+        return [self.oid, self.name, self.column]
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Reach:
-    """An object whose rows can be read through a granted one."""
+    """An object whose rows can be read, or that is changed or called, through a granted one.
+
+    ``verbs`` are those on the granted object that do it; empty for what is read through it. ``version`` is a digest of
+    a routine's definition, so that one with another body is another manifest.
+    """
 
     oid: int
     kind: Kind
     schema: str
     name: str
     through: Through
+    verbs: tuple[Verb, ...] = ()
+    version: str = ""
+
+    def to_json(self) -> list[object]:
+        row: list[object] = [self.oid, self.kind.value, self.schema, self.name, self.through.value]
+        return [*row, [verb.value for verb in self.verbs], self.version] if self.verbs else row
+
+    @classmethod
+    def from_json(cls, data: Sequence[Any]) -> Reach:
+        oid, kind, schema, name, through, *more = data
+        verbs, version = more or ((), "")
+        return cls(oid, Kind(kind), schema, name, Through(through), tuple(Verb(verb) for verb in verbs), version)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Held:
+    """Why ``verb`` is not granted: it would change ``name``, which is excluded, or call a routine that might.
+
+    ``name`` is what a person accepts: ``schema.table`` of the excluded object, or ``schema.routine()``.
+    """
+
+    verb: Verb
+    name: str
+    through: Through
+
+    def to_json(self) -> list[object]:
+        return [self.verb.value, self.name, self.through.value]
+
+    @classmethod
+    def from_json(cls, data: Sequence[Any]) -> Held:
+        return cls(Verb(data[0]), data[1], Through(data[2]))
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectRights:
-    """The rights on one object: verbs on columns, and what is reachable through it."""
+    """The rights on one object: verbs on columns, and what is reachable through it.
+
+    ``held`` are verbs that the scope asks for and that reach something excluded: they are granted only after
+    ``accept``. ``sequences`` belong to ``columns``; ``granted_sequences`` are those that the verbs make use of.
+    """
 
     oid: int
     kind: Kind
@@ -81,17 +153,31 @@ class ObjectRights:
     columns: tuple[Column, ...]
     verbs: frozenset[Verb]
     reach: tuple[Reach, ...] = ()
+    sequences: tuple[OwnedSequence, ...] = ()
+    held: tuple[Held, ...] = ()
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+    @property
+    def granted_sequences(self) -> tuple[OwnedSequence, ...]:
+        """Those on which ``USAGE`` is granted: none without a verb that takes values from them."""
+        return self.sequences if self.verbs & _ADVANCES_SEQUENCES else ()
 
     def to_json(self) -> dict[str, object]:
+        """``sequences`` and ``held`` stand in it only where there are some."""
         return {
             "oid": self.oid,
             "kind": self.kind.value,
             "schema": self.schema,
             "name": self.name,
             "owner": self.owner,
-            "columns": [[column.number, column.name] for column in sorted(self.columns)],
+            "columns": [column.to_json() for column in sorted(self.columns)],
             "verbs": sorted(verb.value for verb in self.verbs),
-            "reach": [[r.oid, r.kind.value, r.schema, r.name, r.through.value] for r in sorted(self.reach)],
+            "reach": [found.to_json() for found in sorted(self.reach)],
+            **({"sequences": [found.to_json() for found in sorted(self.sequences)]} if self.sequences else {}),
+            **({"held": [found.to_json() for found in sorted(self.held)]} if self.held else {}),
         }
 
     @classmethod
@@ -102,9 +188,11 @@ class ObjectRights:
             schema=data["schema"],
             name=data["name"],
             owner=data["owner"],
-            columns=tuple(Column(number, name) for number, name in data["columns"]),
+            columns=tuple(Column.from_json(item) for item in data["columns"]),
             verbs=frozenset(Verb(verb) for verb in data["verbs"]),
-            reach=tuple(Reach(o, Kind(k), s, n, Through(t)) for o, k, s, n, t in data["reach"]),
+            reach=tuple(Reach.from_json(item) for item in data["reach"]),
+            sequences=tuple(OwnedSequence(*item) for item in data.get("sequences", ())),
+            held=tuple(Held.from_json(item) for item in data.get("held", ())),
         )
 
 
@@ -154,6 +242,7 @@ class Manifest:
 
     ``cluster`` is the target's system identifier as text (it exceeds a safe integer); ``database`` its oid.
     ``ambient`` lists what every login can do there through PUBLIC (for example ``TEMP``); it is shown, never granted.
+    ``accepted`` are the names that a person accepted to be changed by what is granted (see ``accept``).
     """
 
     cluster: str
@@ -164,6 +253,7 @@ class Manifest:
     dropped: tuple[Dropped, ...] = ()
     ambient: tuple[str, ...] = ()
     migration: Migration | None = None
+    accepted: tuple[str, ...] = ()
     _digest: str = field(default="", init=False, repr=False, compare=False)
 
     @property
@@ -186,6 +276,7 @@ class Manifest:
             "ambient": sorted(self.ambient),
             # Absent at other levels, so that the digests of what was granted before stay what they are.
             **({"migration": self.migration.to_json()} if self.migration else {}),
+            **({"accepted": sorted(self.accepted)} if self.accepted else {}),
         }
 
     @classmethod
@@ -199,6 +290,7 @@ class Manifest:
             dropped=tuple(Dropped(o, Kind(k), s, n, DropReason(r), b) for o, k, s, n, r, b in data["dropped"]),
             ambient=tuple(data["ambient"]),
             migration=Migration.from_json(data["migration"]) if data.get("migration") else None,
+            accepted=tuple(data.get("accepted", ())),
         )
 
     def digest(self) -> str:
@@ -238,25 +330,52 @@ def narrow(manifest: Manifest, keeps: Sequence[Keep]) -> Manifest:
     """``manifest`` with only what ``keeps`` leaves. Law: ``is_within(narrow(m, k), m)`` for every ``k``.
 
     Columns, verbs and objects that ``keeps`` names beyond the manifest have no effect. An object left without a column
-    or a verb is removed. A migration stays as it is: nobody can approve a part of a file.
+    or without ``SELECT`` is removed: other verbs without it are never granted. A migration stays as it is: nobody can
+    approve a part of a file.
     """
     kept = {keep.oid: keep for keep in keeps}
     if len(kept) != len(keeps):
         raise InvalidInput("an object is named twice in the narrowing")
     left = (_narrow_object(item, kept[item.oid]) for item in manifest.objects if item.oid in kept)
-    return replace(manifest, objects=tuple(item for item in left if item.columns and item.verbs))
+    return replace(manifest, objects=tuple(item for item in left if item.columns and Verb.SELECT in item.verbs))
 
 
 def _narrow_object(item: ObjectRights, keep: Keep) -> ObjectRights:
     columns = tuple(column for column in item.columns if column.number in keep.columns)
-    return replace(item, columns=columns, verbs=item.verbs & keep.verbs)
+    sequences = tuple(found for found in item.sequences if found.column in keep.columns)
+    return replace(item, columns=columns, verbs=item.verbs & keep.verbs, sequences=sequences)
+
+
+def held_back(manifest: Manifest) -> frozenset[str]:
+    """Every name that stands before a verb and could be accepted."""
+    return frozenset(held.name for item in manifest.objects for held in item.held)
+
+
+def accept(manifest: Manifest, names: Iterable[str]) -> Manifest:
+    """``manifest`` as a person leaves it who accepts that what is named may be changed through what is granted.
+
+    A held verb comes back when every name that stands before it is accepted, the last of them now. Names that nothing
+    is held back for have no effect. Laws: ``accept(m, ()) == m``; ``is_within(m, accept(m, n))``; more names never give
+    less.
+    """
+    before = frozenset(manifest.accepted)
+    fresh = (held_back(manifest) & frozenset(names)) - before
+    if not fresh:
+        return manifest
+    objects = tuple(_accept_object(item, before, fresh) for item in manifest.objects)
+    return replace(manifest, accepted=tuple(sorted(before | fresh)), objects=objects)
+
+
+def _accept_object(item: ObjectRights, before: frozenset[str], fresh: frozenset[str]) -> ObjectRights:
+    refused = {held.verb for held in item.held if held.name not in before | fresh}
+    return replace(item, verbs=item.verbs | {held.verb for held in item.held if held.name in fresh} - refused)
 
 
 def is_within(inner: Manifest, outer: Manifest) -> bool:
     """Whether every right of ``inner`` is a right of ``outer``, on the same objects of the same database."""
     if (inner.cluster, inner.database, inner.level) != (outer.cluster, outer.database, outer.level):
         return False
-    if inner.migration not in (None, outer.migration):
+    if inner.migration not in (None, outer.migration) or not set(inner.accepted) <= set(outer.accepted):
         return False
     theirs = {item.oid: item for item in outer.objects}
     return all(item.oid in theirs and _object_within(item, theirs[item.oid]) for item in inner.objects)
@@ -266,7 +385,9 @@ def _object_within(inner: ObjectRights, outer: ObjectRights) -> bool:
     return (
         set(inner.columns) <= set(outer.columns)
         and inner.verbs <= outer.verbs
+        and set(inner.sequences) <= set(outer.sequences)
         and set(inner.reach) <= set(outer.reach)
+        and set(inner.held) == set(outer.held)
         and (inner.kind, inner.schema, inner.name, inner.owner) == (outer.kind, outer.schema, outer.name, outer.owner)
     )
 
@@ -277,19 +398,29 @@ def meet(first: Manifest, second: Manifest) -> Manifest:
     They agree on an object only if they were shown the same one: kind, name, owner and what is reachable through it.
     """
     if (first.cluster, first.database, first.level) != (second.cluster, second.database, second.level):
-        return replace(first, objects=(), migration=None)
+        return replace(first, objects=(), accepted=(), migration=None)
     if first.migration != second.migration:
         first = replace(first, migration=None)
     other = {item.oid: item for item in second.objects}
-    shared = [item for item in first.objects if item.oid in other and _shown(item) == _shown(other[item.oid])]
-    return narrow(
-        replace(first, objects=tuple(shared)),
-        [
-            Keep(o.oid, frozenset(c.number for c in o.columns if c in other[o.oid].columns), other[o.oid].verbs)
-            for o in shared
-        ],
+    shared = [
+        _meet_object(o, other[o.oid]) for o in first.objects if o.oid in other and _shown(o) == _shown(other[o.oid])
+    ]
+    both = replace(
+        first,
+        objects=tuple(shared),
+        accepted=tuple(name for name in first.accepted if name in second.accepted),
+    )
+    return narrow(both, keep_all(both))
+
+
+def _meet_object(item: ObjectRights, other: ObjectRights) -> ObjectRights:
+    return replace(
+        item,
+        columns=tuple(column for column in item.columns if column in other.columns),
+        verbs=item.verbs & other.verbs,
+        sequences=tuple(found for found in item.sequences if found in other.sequences),
     )
 
 
 def _shown(item: ObjectRights) -> tuple[object, ...]:
-    return (item.kind, item.schema, item.name, item.owner, frozenset(item.reach))
+    return (item.kind, item.schema, item.name, item.owner, frozenset(item.reach), frozenset(item.held))

@@ -19,15 +19,29 @@ class Level(StrEnum):
     """How far an access goes."""
 
     READ = "read"
+    WRITE = "write"
     MIGRATE = "migrate"
     """Everything that the owner of the objects can do: one approved file that the broker runs, or hands-on."""
 
 
 class Verb(StrEnum):
+    """What is granted on a table. All but ``DELETE`` are granted by column."""
+
     SELECT = "SELECT"
+    INSERT = "INSERT"
+    UPDATE = "UPDATE"
+    DELETE = "DELETE"
 
 
-VERBS_OF_LEVEL: dict[Level, frozenset[Verb]] = {Level.READ: frozenset({Verb.SELECT}), Level.MIGRATE: frozenset()}
+WRITE_VERBS = frozenset(Verb) - {Verb.SELECT}
+
+VERBS_OF_LEVEL: dict[Level, frozenset[Verb]] = {
+    Level.READ: frozenset({Verb.SELECT}),
+    Level.WRITE: frozenset(Verb),
+    Level.MIGRATE: frozenset(),
+}
+"""What a level may grant at most. ``SELECT`` is always part of it: with UPDATE alone a row cannot be picked by its
+columns, so the only statement that works is the one that changes every row (feasibility.md, section 4)."""
 
 
 def pattern(text: object) -> str:
@@ -68,8 +82,9 @@ def _fits(glob: str, name: str) -> bool:
 class Scope:
     """``tables`` minus ``exclude`` of ``resource`` at ``level``, optionally narrowed by ``only`` (the caller's wish).
 
-    ``tables`` and ``exclude`` come from the operator's config; ``only`` can make the scope smaller, never larger. At
-    level ``migrate`` there are no tables but an ``owner``, and ``script`` is the one file to run; None means hands-on.
+    ``tables``, ``exclude`` and ``verbs`` (empty: all of the level) come from the operator's config; ``only`` can make
+    the scope smaller, never larger. At level ``migrate`` there are no tables but an ``owner``, and ``script`` is the
+    one file to run; None means hands-on.
     """
 
     resource: str
@@ -80,10 +95,12 @@ class Scope:
     only: tuple[str, ...] = ()
     owner: str = ""
     script: Script | None = None
+    verbs: frozenset[Verb] = frozenset()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "verbs", self.verbs or VERBS_OF_LEVEL[self.level])
         if self.level is Level.MIGRATE:
-            if not self.owner or self.tables or self.exclude or self.only:
+            if not self.owner or self.tables or self.exclude or self.only or self.verbs:
                 raise InvalidInput(
                     f"access {self.access} of {self.resource} is everything that one owner owns, not a list of tables",
                     hint="leave the tables out",
@@ -91,6 +108,8 @@ class Scope:
             return
         if self.owner or self.script:
             raise InvalidInput("only a migration has an owner and a file", hint="use --access migrate")
+        if Verb.SELECT not in self.verbs or not self.verbs <= VERBS_OF_LEVEL[self.level]:
+            raise InvalidInput(f"access {self.access} of {self.resource} has verbs that are not of its level")
         if not self.tables:
             raise InvalidInput(f"access {self.access} of {self.resource} names no tables")
         if max(len(self.tables), len(self.exclude), len(self.only)) > MAX_PATTERNS:
@@ -117,9 +136,10 @@ class Scope:
             "tables": list(self.tables),
             "exclude": list(self.exclude),
             "only": list(self.only),
-            # Absent at other levels, so that what was recorded before there were migrations stays what it is.
+            # Absent at other levels, so that what was recorded before there were these stays what it is.
             **({"owner": self.owner} if self.owner else {}),
             **({"script": self.script.to_json()} if self.script else {}),
+            **({"verbs": sorted(verb.value for verb in self.verbs)} if self.level is Level.WRITE else {}),
         }
 
     @classmethod
@@ -139,4 +159,5 @@ class Scope:
             words("only"),
             str(data.get("owner", "")),
             Script.from_json(script) if isinstance(script, dict) else None,  # pyright: ignore[reportUnknownArgumentType]
+            frozenset(Verb(word) for word in words("verbs")) if "verbs" in data else frozenset(),
         )

@@ -18,7 +18,7 @@ from taskpass.core.ids import InstallationId, LeaseId, RoleName, lease_of_role
 from taskpass.core.lease import Target
 from taskpass.core.limits import BOUNDS, Enforced
 from taskpass.core.manifest import Column, Kind, Manifest, ObjectRights, is_within
-from taskpass.core.scope import VERBS_OF_LEVEL, Level, Scope
+from taskpass.core.scope import Level, Scope
 from taskpass.core.separation import Environment
 from taskpass.issuers.base import (
     Capabilities,
@@ -282,7 +282,7 @@ class FakeIssuer:
                     name=name,
                     owner="app_owner",
                     columns=tuple(Column(number, column) for number, column in enumerate(columns, start=1)),
-                    verbs=VERBS_OF_LEVEL[scope.level],
+                    verbs=scope.verbs,
                 )
                 for oid, (schema, name, columns) in sorted(self._place.tables.items())
                 if scope.wants(schema, name)

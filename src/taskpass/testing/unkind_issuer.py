@@ -365,7 +365,7 @@ class UnkindIssuer:
             if bad:
                 dropped.append(_dropped(table, DropReason.REACHES_EXCLUDED, f"{bad.schema}.{bad.name}"))
             else:
-                objects.append(_rights(table, reached))
+                objects.append(_rights(table, reached, scope.verbs))
         return Manifest(
             cluster=self._server.cluster,
             database=self._server.database,
@@ -387,7 +387,7 @@ def _dropped(table: Table, reason: DropReason, because: str = "") -> Dropped:
     return Dropped(table.oid, table.kind, table.schema, table.name, reason, because)
 
 
-def _rights(table: Table, reached: list[Table]) -> ObjectRights:
+def _rights(table: Table, reached: list[Table], verbs: frozenset[Verb]) -> ObjectRights:
     return ObjectRights(
         oid=table.oid,
         kind=table.kind,
@@ -395,6 +395,6 @@ def _rights(table: Table, reached: list[Table]) -> ObjectRights:
         name=table.name,
         owner=table.owner,
         columns=tuple(Column(number, name) for number, name in sorted(table.columns.items())),
-        verbs=frozenset({Verb.SELECT}),
+        verbs=verbs,
         reach=tuple(Reach(other.oid, other.kind, other.schema, other.name, Through.PARTITION) for other in reached),
     )

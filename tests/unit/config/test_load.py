@@ -7,7 +7,7 @@ import pytest
 from taskpass.config.load import load, parse
 from taskpass.core.errors import ConfigInvalid
 from taskpass.core.ids import HumanId
-from taskpass.core.scope import Level
+from taskpass.core.scope import Level, Verb
 from taskpass.core.separation import Environment
 
 KEY = "a2V5a2V5a2V5a2V5a2V5a2V5a2V5a2V5a2V5a2V5a2U="
@@ -67,6 +67,23 @@ def test_the_digest_covers_every_byte_of_the_file():
 
 
 @pytest.mark.parametrize(
+    ("verbs", "granted"),
+    [
+        ("", frozenset(Verb)),
+        (', verbs = ["UPDATE"]', frozenset({Verb.SELECT, Verb.UPDATE})),
+        (', verbs = ["DELETE", "INSERT"]', frozenset({Verb.SELECT, Verb.DELETE, Verb.INSERT})),
+    ],
+)
+def test_a_writing_access_always_reads_and_does_what_its_verbs_say(verbs, granted):
+    text = BROKER + resource(access=f'{{ write = {{ tables = ["a.b"]{verbs} }} }}')
+    config, problems = parse(text.encode(), Path("/srv/taskpass"))
+    assert not problems
+    found = config.resources["orders"]
+    assert found.access["write"].level is Level.WRITE
+    assert found.scope("write").verbs == granted
+
+
+@pytest.mark.parametrize(
     ("text", "said", "hinted"),
     [
         ('[broker]\ntrust_domian = "acme.example"\n', 'unknown key "trust_domian" in [broker]', "trust_domain"),
@@ -80,6 +97,15 @@ def test_the_digest_covers_every_byte_of_the_file():
         (BROKER + resource(access="{ read = { tables = [] } }"), "must not be empty", ""),
         (BROKER + resource(access='{ read = { tables = ["orders"] } }'), "must name schema and table", "public"),
         (BROKER + resource(access='{ read = { tables = ["a.b"], max_ttl = 5 } }'), 'unknown key "max_ttl"', "policy"),
+        (BROKER + resource(access='{ read = { tables = ["a.b"], verbs = ["SELECT"] } }'), 'unknown key "verbs"', ""),
+        (BROKER + resource(access='{ write = { tables = ["a.b"], verbs = [] } }'), "must not be empty", ""),
+        (
+            BROKER + resource(access='{ write = { tables = ["a.b"], verbs = ["SELECT"] } }'),
+            "unknown verb",
+            "comes along",
+        ),
+        (BROKER + resource(access='{ write = { tables = ["a.b"], verbs = ["TRUNCATE"] } }'), "unknown verb", "DELETE"),
+        (BROKER + resource(access='{ write = { tables = ["a.b"], verbs = ["insert"] } }'), "unknown verb", "INSERT"),
         (BROKER + resource(environment='"prod"'), "resources.orders.environment is unknown", "production"),
         (BROKER + resource(issuer='"oracle"'), "issuer is unknown", "postgres"),
         (BROKER + resource(pin=None), "not enrolled", "init"),

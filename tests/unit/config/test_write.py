@@ -11,7 +11,7 @@ from taskpass.config.load import parse
 from taskpass.config.model import Access, Human, Resource
 from taskpass.core.errors import ConfigInvalid
 from taskpass.core.ids import HumanId
-from taskpass.core.scope import Level
+from taskpass.core.scope import Level, Verb
 from taskpass.core.secret import Secret
 from taskpass.core.separation import Environment
 
@@ -33,7 +33,10 @@ def a_resource(tables=("public.*",), database="orders") -> Resource:
         cluster="7412",
         database=5,
         shared_cluster=False,
-        access={"read": Access("read", Level.READ, tables, ("public.pii",))},
+        access={
+            "read": Access("read", Level.READ, tables, ("public.pii",)),
+            "write": Access("write", Level.WRITE, tables, verbs=frozenset({Verb.SELECT, Verb.UPDATE})),
+        },
     )
 
 

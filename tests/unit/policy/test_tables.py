@@ -98,7 +98,7 @@ def test_without_tables_there_are_no_results(directory):
         ("claimed", {"reason": 7}),
         ("now", "yesterday"),
         ("now", "2026-01-05T10:00:00"),
-        ("level", "write"),
+        ("level", "writes"),
         ("unknown", "x"),
     ],
 )

@@ -26,7 +26,7 @@ from psycopg.rows import tuple_row
 
 from taskpass.core.errors import TargetUnfit
 from taskpass.core.manifest import Column, Dropped, DropReason, Kind, Manifest, ObjectRights, Reach, Through
-from taskpass.core.scope import VERBS_OF_LEVEL, Scope, matches
+from taskpass.core.scope import Scope, matches
 from taskpass.issuers.postgres import connection as connecting
 
 KIT_SCHEMA = "taskpass"
@@ -273,7 +273,7 @@ def _objects(
             name=relation.name,
             owner=relation.owner,
             columns=columns[relation.oid],
-            verbs=VERBS_OF_LEVEL[scope.level],
+            verbs=scope.verbs,
             reach=_reach(snapshot, relation.oid),
         )
         for relation in sorted(granted, key=lambda relation: relation.oid)
