@@ -82,7 +82,7 @@ class Database:
                 connection.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(names))
 
 
-def _require(version: int) -> None:
+def require_version(version: int) -> None:
     if version in available():
         return
     missing(f"PostgreSQL {version} is not installed on this machine")
@@ -94,7 +94,7 @@ def servers() -> Iterator[Callable[[int], EmbeddedServer]]:
     running: dict[int, EmbeddedServer] = {}
 
     def get(version: int) -> EmbeddedServer:
-        _require(version)
+        require_version(version)
         if version not in running:
             server = EmbeddedServer(version, options={"max_prepared_transactions": "20"}, durable=False)
             server.start()

@@ -64,6 +64,7 @@ class Resource:
     database: int
     shared_cluster: bool
     access: Mapping[str, Access] = field(hash=False)
+    unreachable_replicas: int = 0
 
     def scope(self, access: str, only: tuple[str, ...] = (), script: Script | None = None) -> Scope:
         """The scope that ``access`` means; raises ``InvalidInput`` if the resource has no such access."""
@@ -87,6 +88,7 @@ class Resource:
             login=dict(self.login),
             cluster=self.cluster,
             database=self.database,
+            unreachable_replicas=self.unreachable_replicas,
         )
 
 

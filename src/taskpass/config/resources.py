@@ -46,6 +46,7 @@ def read_resource(name: str, table: Table) -> Resource:
         database=pin.number("database"),
         shared_cluster=table.flag("shared_cluster"),
         access=_accesses(name, table.table("access")),
+        unreachable_replicas=table.number("unreachable_replicas") if table.has("unreachable_replicas") else 0,
     )
     pin.done()
     table.done()

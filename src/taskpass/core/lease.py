@@ -73,6 +73,8 @@ class Target:
     login: dict[str, str] = field(hash=False)
     cluster: str = ""
     database: int = 0
+    unreachable_replicas: int = 0
+    """Servers and backups that replicate from it and that no agent can reach, as the operator says."""
 
     def to_json(self) -> dict[str, object]:
         return {
@@ -85,6 +87,7 @@ class Target:
             "login": dict(self.login),
             "cluster": self.cluster,
             "database": self.database,
+            "unreachable_replicas": self.unreachable_replicas,
         }
 
     @classmethod
@@ -103,6 +106,7 @@ class Target:
             login={str(k): str(v) for k, v in login.items()},  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
             cluster=str(data["cluster"]),
             database=int(str(data["database"])),
+            unreachable_replicas=int(str(data.get("unreachable_replicas", 0))),
         )
 
 

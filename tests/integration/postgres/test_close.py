@@ -446,15 +446,6 @@ def test_a_late_session_is_counted_by_the_late_sweep(broker):
     assert fails(session, "SELECT 1")
 
 
-def test_a_second_address_of_the_server_is_swept_and_asked_too(broker):
-    made = broker.live()
-    second = broker.database.address.replace("127.0.0.1", "localhost")
-    issuer = broker.new_issuer(nodes=(second,))
-    taken = issuer.close(made.role, audit_head="")
-    issuer.close_connections()
-    assert taken.nodes == {broker.database.address: 2, second: 2}
-
-
 def test_a_node_that_does_not_answer_makes_it_unproven(broker):
     made = broker.live()
     issuer = broker.new_issuer(nodes=("127.0.0.1:1/shop",))
@@ -486,7 +477,7 @@ def test_what_the_account_owns_in_another_database_blocks_cleaning_and_not_closi
     assert broker.issuer.clean(made.role)
 
 
-# ---- what a crash and a second node do to it ----
+# ---- what a crash does to it ----
 
 
 def test_a_crash_right_after_the_closing_does_not_undo_it():
@@ -509,80 +500,6 @@ def test_a_crash_right_after_the_closing_does_not_undo_it():
         broker.issuer.close(made.role, audit_head="")
         broker.issuer.close_connections()
         database.close()
-
-
-@pytest.fixture
-def standby(broker):
-    """A streaming standby of the test's server, with the broker's database in it."""
-    primary = broker.database.server
-    copy = EmbeddedServer(
-        primary.version,
-        options={
-            "primary_conninfo": f"host=127.0.0.1 port={primary.port} user=postgres"
-            f" password={primary.password.reveal()}",
-            "max_prepared_transactions": "20",
-        },
-        durable=False,
-    )
-    directory = copy._make_directory()
-    with primary.connect() as admin:
-        admin.execute("SELECT pg_backup_start('standby', true)")
-        ignored = shutil.ignore_patterns("postmaster.*", "pg_stat_tmp")
-        shutil.copytree(primary.data, directory / "data", ignore=ignored, dirs_exist_ok=True)
-        (label,) = admin.execute("SELECT labelfile FROM pg_backup_stop(false)").fetchone()
-    (directory / "data/backup_label").write_text(label)
-    (directory / "data/standby.signal").touch()
-    for path in [directory / "data", *(directory / "data").rglob("*")]:
-        os.chown(path, copy._account.uid, copy._account.gid)
-    (directory / "data").chmod(0o700)
-    copy._directory, copy.password = directory, primary.password
-    with copy:
-        database = Database(copy, broker.database.name)
-        yield database
-        database.close()
-
-
-def on_the_standby(standby, made):
-    """A session there, as soon as the standby has heard of the account."""
-
-    def entered():
-        with contextlib.suppress(psycopg.OperationalError):
-            return standby.connect(made.role, made.secret, connect_timeout=10)
-
-    return until(entered)
-
-
-def test_only_a_standby_that_is_listed_is_emptied_and_asked(broker, standby):
-    unlisted, listed = broker.live(), broker.live()
-    survivor, session = on_the_standby(standby, unlisted), on_the_standby(standby, listed)
-    assert broker.issuer.inventory().unlisted_nodes
-    broker.issuer.close(unlisted.role, audit_head="")
-    assert survivor.execute("SELECT current_user").fetchone() == (unlisted.role,)
-    issuer = broker.new_issuer(nodes=(standby.address,))
-    assert not issuer.inventory().unlisted_nodes
-    taken = issuer.close(listed.role, audit_head="")
-    assert taken.nodes == {broker.database.address: 2, standby.address: 2}
-    assert taken.ended == 1
-    assert fails(session)
-    with pytest.raises(psycopg.OperationalError):
-        standby.connect(listed.role, listed.secret)
-    assert issuer.sweep(unlisted.role) == 1
-    issuer.close_connections()
-
-
-def test_a_standby_that_lags_behind_makes_it_unproven(broker, standby, monkeypatch):
-    made = broker.live()
-    session = on_the_standby(standby, made)
-    issuer = broker.new_issuer(nodes=(standby.address,))
-    monkeypatch.setattr(close, "PATIENCE", 0.5)
-    standby.execute("SELECT pg_wal_replay_pause()")
-    with pytest.raises(NotProven):
-        issuer.close(made.role, audit_head="")
-    standby.execute("SELECT pg_wal_replay_resume()")
-    monkeypatch.undo()
-    assert issuer.close(made.role, audit_head="").answer == "AuthenticationOk,28000"
-    issuer.close_connections()
-    assert fails(session)
 
 
 # ---- TLS ----

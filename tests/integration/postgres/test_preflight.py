@@ -168,13 +168,6 @@ def test_defaults_that_will_open_later_tables_are_found_and_closed(broker):
     assert "default_privileges" not in by_check(findings(broker))
 
 
-def test_a_replica_that_is_not_listed_is_a_warning(broker):
-    assert "replicas" not in by_check(findings(broker))
-    with broker.database.server.connect(broker.database.name, replication="database"):
-        assert by_check(findings(broker))["replicas"].severity is Severity.WARNING
-        assert "replicas" not in by_check(findings(broker, nodes=("127.0.0.1:1/x",)))
-
-
 def test_a_server_on_which_starting_sessions_cannot_be_seen_is_fatal(broker):
     broker.database.execute("REVOKE SELECT ON pg_catalog.pg_locks FROM PUBLIC")
     try:

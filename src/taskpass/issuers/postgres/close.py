@@ -20,13 +20,14 @@ import psycopg
 from psycopg import sql
 
 from taskpass.core.clock import Entropy
-from taskpass.core.errors import NotProven, TargetUnavailable
+from taskpass.core.errors import NotProven, TargetUnavailable, TaskpassError
 from taskpass.core.ids import LeaseId, RoleName
 from taskpass.core.lease import Target
 from taskpass.core.secret import Secret
 from taskpass.issuers.base import Taken
 from taskpass.issuers.postgres import scram
 from taskpass.issuers.postgres.connection import TRANSIENT, Connection, Connections, driver_errors
+from taskpass.issuers.postgres.nodes import attached, demand_follower, unlisted
 from taskpass.issuers.postgres.probe import PROOF, Place, prove_refused
 
 PATIENCE = 15.0
@@ -95,7 +96,7 @@ class Closing:
                 self._empty_every_node(primary, oid)
                 if self._prove(secret):
                     self._seal(primary)
-                    return self._taken(PROOF)
+                    return self._taken(primary, PROOF)
         raise NotProven("the account's password was replaced again and again", hint="it is tried again")
 
     # ---- forbid ----
@@ -125,12 +126,30 @@ class Closing:
 
     def _empty_every_node(self, primary: Connection, oid: int) -> None:
         self._empty(primary, primary, self._target.address)
-        for address in self._target.nodes:
-            with self._connections.use(address) as node:
-                self._catch_up(primary, node)
-                self._empty(primary, node, address)
+        self._on_each_node(lambda node, address: self._empty_node(primary, node, address))
         self._roll_back_prepared(primary, oid)
         self._tally.step("emptied")
+
+    def _empty_node(self, primary: Connection, node: Connection, address: str) -> None:
+        demand_follower(primary, node)
+        self._catch_up(primary, node, address)
+        self._empty(primary, node, address)
+
+    def _on_each_node(self, effect: Callable[[Connection, str], None]) -> None:
+        """``effect`` on every listed node, also after one failed: a node that is down keeps no session alive elsewhere.
+
+        Raises what failed first, with the number of the node in ``nodes`` and not its address, which agents may see.
+        """
+        failed: TaskpassError | None = None
+        for number, address in enumerate(self._target.nodes, start=1):
+            try:
+                with self._connections.use(address) as node:
+                    effect(node, address)
+            except TaskpassError as error:
+                named = type(error)(f"listed node {number}: {error.message}", hint=error.hint, code=error.code)
+                failed = failed or named
+        if failed:
+            raise failed
 
     def _empty(self, primary: Connection, node: Connection, address: str) -> None:
         """End listed sessions and the starting ones, until two scans in a row are clean."""
@@ -182,18 +201,23 @@ class Closing:
                 self._patiently(lambda: primary.execute("SELECT taskpass.lend(%s)", [self._lease]))
                 self._lent = True
             if node is not primary:
-                self._catch_up(primary, node)
+                self._catch_up(primary, node, "")
             node.execute(sql.SQL("SET ROLE {}").format(sql.Identifier(self._role)))
             yield
             node.execute("RESET ROLE")
 
-    def _catch_up(self, primary: Connection, node: Connection) -> None:
-        """Wait until a standby has replayed what is committed. A node that is not one is judged by its own answers."""
+    def _catch_up(self, primary: Connection, node: Connection, address: str) -> None:
+        """Wait until a standby has replayed what is committed, ending the account's sessions there meanwhile.
+
+        Such a session can be what holds the replay up: the standby waits for it where it conflicts with a change.
+        """
         with driver_errors("waiting for a node"):
             written = primary.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()
             query = "SELECT NOT pg_is_in_recovery() OR pg_last_wal_replay_lsn() >= %s::pg_lsn"
             while node.execute(query, written).fetchone() != (True,):
-                self._wait("a node has not replayed the closing yet")
+                if address:
+                    self._sweep(node, address)
+                self._wait("it has not replayed the closing yet")
 
     # ---- prepared transactions ----
 
@@ -257,9 +281,7 @@ class Closing:
     def _absent(self, primary: Connection, oid: int) -> Taken:
         """Nothing by that name. If it was dropped by other hands, sessions under its number must be gone as well."""
         self._absent_on(primary, oid, self._target.address)
-        for address in self._target.nodes:
-            with self._connections.use(address) as node:
-                self._absent_on(node, oid, address)
+        self._on_each_node(lambda node, address: self._absent_on_node(primary, node, oid, address))
         if oid and self._prepared(primary, oid):
             raise NotProven(
                 "somebody dropped the account while it had a prepared transaction",
@@ -267,7 +289,12 @@ class Closing:
                 code="dropped_with_prepared",
             )
         self._seal(primary)
-        return self._taken(ABSENT, absent=True)
+        return self._taken(primary, ABSENT, absent=True)
+
+    def _absent_on_node(self, primary: Connection, node: Connection, oid: int, address: str) -> None:
+        demand_follower(primary, node)
+        self._catch_up(primary, node, address)
+        self._absent_on(node, oid, address)
 
     def _absent_on(self, node: Connection, oid: int, address: str) -> None:
         if self._sweep(node, address) or self._sweep(node, address):
@@ -278,8 +305,9 @@ class Closing:
             )
         self._tally.scans[address] = 2
 
-    def _taken(self, answer: str, *, absent: bool = False) -> Taken:
+    def _taken(self, primary: Connection, answer: str, *, absent: bool = False) -> Taken:
         tally = self._tally
+        beyond = unlisted(attached(primary), self._target)
         return Taken(
             answer=answer,
             nodes=dict(tally.scans),
@@ -289,6 +317,7 @@ class Closing:
             absent=absent,
             took_ms=tally.milliseconds(),
             steps=tuple(tally.steps),
+            unlisted=beyond,
         )
 
     # ---- patience ----

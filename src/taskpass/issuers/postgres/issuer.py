@@ -24,7 +24,7 @@ from taskpass.core.manifest import Manifest, is_within
 from taskpass.core.scope import Level, Scope
 from taskpass.core.secret import Secret
 from taskpass.issuers.base import Capabilities, Finding, FoundRole, Inventory, Order, RevocationSpeed, Severity, Taken
-from taskpass.issuers.postgres import catalogue, kit, preflight, scram
+from taskpass.issuers.postgres import catalogue, kit, nodes, preflight, scram
 from taskpass.issuers.postgres.close import Closing
 from taskpass.issuers.postgres.connection import MET_ANOTHER, BrokerLogin, Connection, Connections, driver_errors
 from taskpass.issuers.postgres.probe import Place, control
@@ -64,6 +64,8 @@ class PostgresIssuer:
         self._connections = Connections(target, login)
         # Of their own, so that taking back never waits until issuing has finished.
         self._closing = Connections(target, login)
+        # Until the first look nobody knows.
+        self._unlisted: int | None = None
 
     @property
     def capabilities(self) -> Capabilities:
@@ -74,7 +76,8 @@ class PostgresIssuer:
             "connections": Enforced.TARGET,
             "temp_megabytes": Enforced.NONE,
         }
-        return replace(CAPABILITIES, changes_data=level is not Level.READ, limits=limits)
+        data = level is not Level.READ
+        return replace(CAPABILITIES, changes_data=data, limits=limits, unlisted_nodes=self._unlisted)
 
     @property
     def target(self) -> Target:
@@ -90,6 +93,7 @@ class PostgresIssuer:
         """What stands against serving this target. A target that does not answer is ``TargetUnavailable``."""
         with self._connections.use() as connection:
             found = preflight.check(connection, self._target, thorough=thorough)
+            found += self._look_at_nodes(connection)
             with driver_errors("looking at the kit"):
                 found += kit.lacking(connection)
         return [*found, *self._rehearse()] if thorough else found
@@ -109,17 +113,17 @@ class PostgresIssuer:
     def inventory(self) -> Inventory:
         with self._connections.use() as connection, driver_errors("taking stock"):
             roles = connection.execute(_ROLES).fetchall()
-            epoch, seq, now, standbys = connection.execute(_STATE).fetchone() or (0, 0, 0, 0)
+            epoch, seq, now = connection.execute(_STATE).fetchone() or (0, 0, 0)
             connection.execute("SELECT taskpass.tidy(%s)", [UNUSED_SECONDS])
+            self._look_at_nodes(connection)
         found = [FoundRole(n, lease_of_role(self._installation, n), login, sessions) for n, login, sessions in roles]
-        extra = standbys - len(self._target.nodes)
         return Inventory(
             epoch=epoch,
             own=tuple(role for role in found if role.lease),
             foreign=tuple(role.name for role in found if not role.lease),
             now=Instant(now),
             audit_seq=seq,
-            unlisted_nodes=(f"{extra} server(s) replicate from it and are not listed",) if extra > 0 else (),
+            unlisted_nodes=self._unlisted_words(),
         )
 
     def set_epoch(self, epoch: int) -> None:
@@ -185,11 +189,16 @@ class PostgresIssuer:
 
     def sweep(self, role: RoleName) -> int:
         lease = self._own(role)
-        ended = 0
+        ended, failed = 0, None
         for address in (self._target.address, *self._target.nodes):
-            with self._closing.use(address) as connection, driver_errors("ending sessions"):
-                row = connection.execute("SELECT cardinality(taskpass.sweep(%s))", [lease]).fetchone()
-                ended += row[0] if row else 0
+            try:
+                with self._closing.use(address) as connection, driver_errors("ending sessions"):
+                    row = connection.execute("SELECT cardinality(taskpass.sweep(%s))", [lease]).fetchone()
+                    ended += row[0] if row else 0
+            except TaskpassError as error:  # a node that is down shields no other one
+                failed = failed or error
+        if failed and not ended:
+            raise failed
         return ended
 
     def clean(self, role: RoleName) -> bool:
@@ -207,6 +216,14 @@ class PostgresIssuer:
         self._closing.close()
 
     # ---- helpers ----
+
+    def _look_at_nodes(self, primary: Connection) -> list[Finding]:
+        found, self._unlisted = nodes.check(self._connections, primary, self._target)
+        return found
+
+    def _unlisted_words(self) -> tuple[str, ...]:
+        count = self._unlisted
+        return (f"{count} server(s) replicate from it and are not listed",) if count else ()
 
     def _own(self, role: RoleName) -> LeaseId:
         lease = lease_of_role(self._installation, role)
@@ -250,9 +267,7 @@ SELECT r.rolname::text, r.rolcanlogin, (SELECT count(*) FROM pg_stat_activity a 
 """
 
 _STATE = """
-SELECT s.epoch, s.audit_seq, (extract(epoch FROM clock_timestamp()) * 1000)::bigint,
-       (SELECT count(*) FROM pg_stat_replication)
-  FROM taskpass.seen() s
+SELECT s.epoch, s.audit_seq, (extract(epoch FROM clock_timestamp()) * 1000)::bigint FROM taskpass.seen() s
 """
 
 _RIGHTS = """

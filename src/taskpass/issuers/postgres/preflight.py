@@ -2,7 +2,8 @@
 
 Looks as the broker's own login and changes nothing. What only a real throw-away account shows (does the server check
 passwords, does a closed account get refused in the way that proves it) is the issuer's rehearsal; what the kit may pass
-on is ``kit.lacking``; a pooler that shows by its name is refused when the configuration is loaded.
+on is ``kit.lacking``; the other servers of the cluster are ``nodes.check``; a pooler that shows by its name is refused
+when the configuration is loaded.
 
 Not for: deciding what a lease may see; that is the manifest.
 """
@@ -145,20 +146,6 @@ def _default_privileges(facts: Facts, target: Target) -> list[Finding]:
     ]
 
 
-def _replicas(facts: Facts, target: Target) -> list[Finding]:
-    extra = facts["senders"] - len(target.nodes)
-    if extra <= 0:
-        return []
-    return [
-        _warning(
-            "replicas",
-            f"{extra} server(s) or backups replicate from here and are not listed: a session on an"
-            " unlisted replica is not ended and not proven gone",
-            'list each one that accepts logins: nodes = ["host:port/database"]',
-        )
-    ]
-
-
 def _createrole(facts: Facts, target: Target) -> list[Finding]:
     if facts["version"] >= 160000:
         return []
@@ -213,7 +200,6 @@ _JUDGES: tuple[Callable[[Facts, Target], list[Finding]], ...] = (
     _login,
     _other_databases,
     _default_privileges,
-    _replicas,
     _createrole,
     _server_log,
     _passwords,

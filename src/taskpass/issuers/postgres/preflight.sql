@@ -65,7 +65,6 @@ SELECT pg_catalog.json_build_object(
         WHERE d.defaclobjtype IN ('r', 'S', 'n')
           AND EXISTS (SELECT FROM pg_catalog.aclexplode(d.defaclacl) a WHERE a.grantee = 0)
         ORDER BY 1),
-    'senders', (SELECT count(*) FROM pg_catalog.pg_stat_replication),
     'password_encryption', pg_catalog.current_setting('password_encryption'),
     'log_line_prefix', pg_catalog.current_setting('log_line_prefix'),
     'log_connections', pg_catalog.current_setting('log_connections'),
