@@ -1,4 +1,4 @@
-"""Every store passes the shared suite; what is particular to SQLite is in tests/unit/store."""
+"""Every store passes the shared suite; what is particular to a kind is in tests/unit/store and tests/integration."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from taskpass.audit.verify import verify
@@ -16,6 +17,8 @@ from taskpass.keys.ed25519 import PublicKeys
 from taskpass.store.open import Create, open_store
 from taskpass.testing.suites.records import NOW, Counting, FixedClock
 from taskpass.testing.suites.store import StoreSuite
+from taskpass.testing.suites.store_units import UnitSuite
+from tests.postgres_stores import StoreServer
 
 
 class SqlitePlace:
@@ -72,6 +75,42 @@ def place(tmp_path, template):
 
 class TestSqlite(StoreSuite):
     refused = sqlite3.IntegrityError
+
+
+@pytest.fixture(scope="session")
+def store_servers(servers, tmp_path_factory):
+    made = {}
+
+    def get(version):
+        if version not in made:
+            made[version] = StoreServer(servers(version), tmp_path_factory.mktemp("stores"))
+        return made[version]
+
+    return get
+
+
+@pytest.mark.service
+class TestPostgres16(StoreSuite):
+    refused = psycopg.errors.CheckViolation
+
+    @pytest.fixture
+    def place(self, store_servers):
+        made = store_servers(16).fresh()
+        yield made
+        made.drop()
+
+
+@pytest.mark.service
+class TestOtherPostgres(UnitSuite):
+    """The short version: units of work and the audit log, where one version could differ from another."""
+
+    refused = psycopg.errors.CheckViolation
+
+    @pytest.fixture(params=[pytest.param(v, id=f"pg{v}") for v in (15, 18)])
+    def place(self, store_servers, request):
+        made = store_servers(request.param).fresh()
+        yield made
+        made.drop()
 
 
 APPENDING = """

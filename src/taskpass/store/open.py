@@ -5,7 +5,7 @@ Not for: deciding whether the store is the newest copy. The epoch in each target
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +13,32 @@ from pathlib import Path
 from sqlalchemy import Connection, insert, inspect, select, text
 
 from taskpass.audit.witness import FILE_NAME, Witness
+from taskpass.config.address import parse_address
+from taskpass.config.credentials import Credential
 from taskpass.core.clock import Clock, Entropy
-from taskpass.core.errors import Conflict, StoreUnavailable
+from taskpass.core.errors import ConfigInvalid, Conflict, StoreUnavailable
 from taskpass.core.ids import new_installation_id
 from taskpass.keys.base import Signer
 from taskpass.store import sqlite
 from taskpass.store.database import Database, translated
 from taskpass.store.tables import audit_keys, installation
 from taskpass.store.unit import SqlStore
+from taskpass.wire.postgres.address import Address
 
 VERSIONS = ("0001",)
 """Schema versions that this code knows, oldest first; a test holds them to the migrations."""
+
+
+POSTGRES = "postgresql://"
+WAIT_SECONDS = sqlite.BUSY_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How a PostgreSQL store is entered. ``authority`` is ``system``, the file of a certificate authority, or empty."""
+
+    credential: Callable[[], Credential]
+    authority: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,37 +55,39 @@ def open_store(
     entropy: Entropy,
     audit_key: Signer,
     create: Create | None = None,
+    access: Access | None = None,
     witness: Path | None = None,
-    timeout: float = sqlite.BUSY_SECONDS,
+    timeout: float = WAIT_SECONDS,
 ) -> SqlStore:
     """Open for reading and writing.
 
     ``create`` sets up an installation if there is none and is otherwise satisfied if the demo flag agrees (``Conflict``
-    if not). ``witness`` is the file for the newest head, beside the store by default. ``timeout`` in seconds is how
-    long a unit of work waits for others. Raises ``ConfigInvalid`` for the address and ``StoreUnavailable`` with one of
-    the codes store_missing, store_unsafe, store_newer, store_locked, store_full, store_readonly, store_corrupt.
+    if not). ``access`` is how a PostgreSQL store is entered. ``witness`` is the file for the newest head; a SQLite
+    store has it beside itself by default, another has none. ``timeout`` in seconds is how long a unit of work waits for
+    others. Raises ``ConfigInvalid`` for the address and ``StoreUnavailable`` with one of the codes store_missing,
+    store_unsafe, store_unfit, store_newer, store_locked, store_full, store_readonly, store_corrupt, store_down,
+    store_login, store_connections.
     """
-    path = sqlite.path_of(url)
-    database = sqlite.SqliteDatabase(path, timeout=timeout)
-    seen = Witness(witness or path.parent / FILE_NAME)
+    database = database_of(url, access, timeout=timeout)
+    if witness is None and isinstance(database, sqlite.SqliteDatabase):
+        witness = database.path.parent / FILE_NAME
+    seen = Witness(witness) if witness else None
     try:
         with database.opening(create=create is not None):
             _bring_up(database, create)
             _set_up(database, clock, entropy, audit_key, create)
         store = SqlStore(database, signer=audit_key, witness=seen, timeout=timeout)
-        seen.compare(store.hash_at)
+        if seen:
+            seen.compare(store.hash_at)
     except BaseException:
         database.close()
         raise
     return store
 
 
-def open_reader(url: str, *, timeout: float = sqlite.BUSY_SECONDS) -> SqlStore:
+def open_reader(url: str, *, access: Access | None = None, timeout: float = WAIT_SECONDS) -> SqlStore:
     """Open for reading only: no broker, no lock, no write access needed. Changes nothing, not even the schema."""
-    path = sqlite.path_of(url)
-    if not path.exists():
-        raise StoreUnavailable("there is no store", hint="check its address", code="store_missing")
-    database = sqlite.SqliteDatabase(path, timeout=timeout, reading=True)
+    database = database_of(url, access, timeout=timeout, reading=True)
     try:
         with translated(database), database.engine.connect() as connection:
             if _version(connection) is None:
@@ -79,6 +96,36 @@ def open_reader(url: str, *, timeout: float = sqlite.BUSY_SECONDS) -> SqlStore:
         database.close()
         raise
     return SqlStore(database, signer=None, witness=None, timeout=timeout)
+
+
+def database_of(url: str, access: Access | None, *, timeout: float, reading: bool = False) -> Database:
+    """The database that ``url`` names, not opened yet. Raises ``ConfigInvalid``, and ``store_missing`` for no file."""
+    if not url.startswith(POSTGRES):
+        path = sqlite.path_of(url)
+        if reading and not path.exists():
+            raise StoreUnavailable("there is no store", hint="check its address", code="store_missing")
+        return sqlite.SqliteDatabase(path, timeout=timeout, reading=reading)
+    # The driver is slow to import, and a laptop has no use for it here.
+    from taskpass.store.postgres import PostgresDatabase
+
+    if access is None:
+        raise ConfigInvalid("the store's login is missing", hint='store_login = { file = "…" } in [broker]')
+    return PostgresDatabase(
+        address_of(url), access.credential, authority=access.authority, timeout=timeout, reading=reading
+    )
+
+
+def address_of(url: str) -> Address:
+    """Where ``postgresql://host:port/database`` leads. Raises ``ConfigInvalid`` without repeating the text."""
+    rest = url.removeprefix(POSTGRES)
+    if "@" in rest:
+        raise ConfigInvalid(
+            "broker.store must not hold a login: whoever reads this file would read the password",
+            hint='write "postgresql://host:port/database" and store_login = { file = "…" }',
+        )
+    if "?" in rest:
+        raise ConfigInvalid("broker.store takes no options", hint='"postgresql://host:port/database" and store_tls')
+    return parse_address(rest, what="broker.store")
 
 
 @contextmanager

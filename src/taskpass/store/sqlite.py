@@ -24,7 +24,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
 from taskpass.core.errors import ConfigInvalid, Conflict, IllegalTransition, Internal, StoreUnavailable, TaskpassError
-from taskpass.store import triggers
+from taskpass.store import rules, triggers
 
 _WRITES = "taskpass_writes"
 """Execution option of a connection: its transactions begin with the write lock held."""
@@ -257,10 +257,10 @@ def translate(error: Exception) -> TaskpassError:
 
 
 def _constraint(code: int, message: str) -> TaskpassError:
-    if message == triggers.ILLEGAL:
+    if message == rules.ILLEGAL:
         return IllegalTransition("the record is not in a state that allows this")
     if code == sqlite3.SQLITE_CONSTRAINT_TRIGGER:
-        return Conflict(message.removeprefix(triggers.MARK))
+        return Conflict(message.removeprefix(rules.MARK))
     if code in (sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY):
         return Conflict("there is such a record already")
     if code == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY:

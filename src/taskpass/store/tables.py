@@ -35,8 +35,12 @@ metadata = MetaData(
 SEQUENCE = BigInteger().with_variant(Integer, "sqlite")
 
 
+# By code point, as SQLite compares: the same order everywhere, and no index that a new version of the C library breaks.
+TEXT = Text().with_variant(Text(collation="C"), "postgresql")
+
+
 def _text(name: str) -> Column[str]:
-    return Column(name, Text, nullable=False)
+    return Column(name, TEXT, nullable=False)
 
 
 def _at(name: str, *, nullable: bool = False) -> Column[int]:
@@ -44,13 +48,13 @@ def _at(name: str, *, nullable: bool = False) -> Column[int]:
 
 
 def _to(name: str, target: str, *, nullable: bool = False) -> Column[str]:
-    return Column(name, Text, ForeignKey(target), nullable=nullable)
+    return Column(name, TEXT, ForeignKey(target), nullable=nullable)
 
 
 installation = Table(
     "installation",
     metadata,
-    Column("only", Integer, CheckConstraint("only = 1", name="single"), primary_key=True, autoincrement=False),
+    Column("only", Integer, CheckConstraint('"only" = 1', name="single"), primary_key=True, autoincrement=False),
     _text("id"),
     Column("epoch", BigInteger, nullable=False),
     Column("demo", Boolean, nullable=False),
@@ -61,7 +65,7 @@ installation = Table(
 runs = Table(
     "runs",
     metadata,
-    Column("id", Text, primary_key=True),
+    Column("id", TEXT, primary_key=True),
     _text("tool"),
     _text("sponsor"),
     Column("uid", BigInteger, nullable=False),
@@ -75,7 +79,7 @@ runs = Table(
 tasks = Table(
     "tasks",
     metadata,
-    Column("id", Text, primary_key=True),
+    Column("id", TEXT, primary_key=True),
     _text("spiffe_id"),
     _text("sponsor"),
     _text("machine"),
@@ -110,7 +114,7 @@ Index(
 requests = Table(
     "requests",
     metadata,
-    Column("id", Text, primary_key=True),
+    Column("id", TEXT, primary_key=True),
     _to("task", "tasks.id"),
     _text("resource"),
     _text("scope"),
@@ -133,7 +137,7 @@ requests = Table(
 approvals = Table(
     "approvals",
     metadata,
-    Column("id", Text, primary_key=True),
+    Column("id", TEXT, primary_key=True),
     _to("request", "requests.id"),
     _text("approver"),
     _text("method"),
@@ -154,15 +158,15 @@ approval_uses = Table(
     "approval_uses",
     metadata,
     # The primary key is what makes the use of an approval single.
-    Column("approval", Text, ForeignKey("approvals.id"), primary_key=True),
+    Column("approval", TEXT, ForeignKey("approvals.id"), primary_key=True),
     # Deferred: the grant may be added later in the same unit of work.
-    Column("grant", Text, ForeignKey("grants.id", deferrable=True, initially="DEFERRED"), nullable=False),
+    Column("grant", TEXT, ForeignKey("grants.id", deferrable=True, initially="DEFERRED"), nullable=False),
 )
 
 challenges = Table(
     "challenges",
     metadata,
-    Column("nonce", Text, primary_key=True),
+    Column("nonce", TEXT, primary_key=True),
     _text("verb"),
     _text("subject"),
     _text("human"),
@@ -173,7 +177,7 @@ challenges = Table(
 grants = Table(
     "grants",
     metadata,
-    Column("id", Text, primary_key=True),
+    Column("id", TEXT, primary_key=True),
     _to("request", "requests.id"),
     _to("task", "tasks.id"),
     _text("resource"),
@@ -191,7 +195,7 @@ grants = Table(
 leases = Table(
     "leases",
     metadata,
-    Column("id", Text, primary_key=True),
+    Column("id", TEXT, primary_key=True),
     _to("grant", "grants.id"),
     _to("task", "tasks.id"),
     _text("role"),
@@ -231,7 +235,7 @@ audit = Table(
 audit_subjects = Table(
     "audit_subjects",
     metadata,
-    Column("subject", Text, primary_key=True),
+    Column("subject", TEXT, primary_key=True),
     Column("seq", BigInteger, ForeignKey("audit.seq"), primary_key=True, autoincrement=False),
     sqlite_with_rowid=False,
 )
@@ -239,7 +243,7 @@ audit_subjects = Table(
 audit_keys = Table(
     "audit_keys",
     metadata,
-    Column("id", Text, primary_key=True),
+    Column("id", TEXT, primary_key=True),
     # The printable public key: enough for a self-check, never a root of trust.
     _text("public"),
 )

@@ -137,6 +137,6 @@ class StateSuite(StoreFixtures):
         for table in ("tasks", "requests", "grants", "leases", "installation"):
             self.refuses(place, f"DELETE FROM {table}")
         for column in ("id", "demo", "created_at"):
-            self.refuses(place, f"UPDATE installation SET {column} = 1")
+            self.refuses(place, f"UPDATE installation SET {column} = {column}")
         self.refuses(place, "UPDATE installation SET latest_seen = latest_seen - 1")
         self.refuses(place, "UPDATE installation SET epoch = 0")
