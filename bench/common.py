@@ -58,6 +58,7 @@ def stage(version: int = 18, rows: int = 5_000) -> Iterator[Stage]:
         place.start_server(RESOURCE, version, rows=rows)
         place.found("sam")
         place.set_broker("allow_root_agents = true")
+        place.set_budgets()
         place.enrol(RESOURCE, environment="dev", exclude=["shop.customers"])
         place.start_broker()
         yield place

@@ -72,6 +72,7 @@ def campaign(kills: int, seed: int, *, version: int = 16, say: bool = False) -> 
         stage.start_server(RESOURCE, version, rows=500)
         stage.found("sam")
         stage.set_broker("allow_root_agents = true")
+        stage.set_budgets()
         stage.enrol(RESOURCE, environment="dev", exclude=["shop.customers"])
         for _ in range(kills):
             _round(stage, dice, report)

@@ -45,6 +45,7 @@ class Small(Stage):
         self.start_server(RESOURCE, 16, rows=500, options=options)
         self.found("sam")
         self.set_broker("allow_root_agents = true")
+        self.set_budgets()
         self.enrol(RESOURCE, environment="dev", exclude=["shop.customers"])
         if serve:
             self.start_broker()

@@ -74,6 +74,7 @@ def hostile():
                     connection.execute(f"CREATE TABLE {where} (id integer, {quoted(name)} text)".encode())
         made.found("sam")
         made.set_broker("allow_root_agents = true")
+        made.set_budgets()
         made.enrol(RESOURCE, environment="dev", exclude=["shop.customers"], more=["--table", "*.*"])
         policy = made.directory / "policy/dev.cedar"
         policy.write_text(policy.read_text().replace("@max_ttl(", '@approvers("dba")\n@quorum("1")\n@max_ttl('))

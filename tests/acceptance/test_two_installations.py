@@ -23,6 +23,7 @@ def pair():
         two.servers[RESOURCE] = one.server
         two.found("ana")
         two.set_broker("allow_root_agents = true")
+        two.set_budgets()
         two.enrol(RESOURCE, environment="dev", exclude=["shop.customers"])
         two.start_broker()
         yield one, two

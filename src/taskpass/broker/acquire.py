@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from taskpass.broker.context import Broker
 from taskpass.broker.issue_lease import Issued, finish, intend
+from taskpass.broker.refusals import budget_refusals
 from taskpass.broker.request_access import Wish, ask, record
 from taskpass.core.request import AccessRequest, RequestState
 from taskpass.identity.base import Caller
@@ -20,7 +21,7 @@ def acquire_access(
     Raises as ``request_access`` and ``issue_lease``.
     """
     asked = ask(broker, caller, wish)
-    with broker.store.write() as unit:
+    with budget_refusals(broker, asked.task, asked.resource.name), broker.store.write() as unit:
         request = record(broker, unit, asked)
         if request.state is not RequestState.APPROVED:
             return request, None

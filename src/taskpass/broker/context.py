@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from taskpass.broker.late import LateBook
+from taskpass.broker.refusals import Refusals
 from taskpass.config.model import Config, Human, Resource
 from taskpass.core.clock import Clock, Entropy, Instant
 from taskpass.core.errors import Denied, NotAuthenticated
@@ -113,6 +114,7 @@ class Broker:
     store_is_copy: Callable[[], bool] = lambda: False
     late: LateBook = field(default_factory=LateBook)
     closing: KeyedLocks = field(default_factory=KeyedLocks)
+    refusals: Refusals = field(default_factory=Refusals)
 
     def now(self, unit: Unit) -> Instant:
         """The time of this unit of work: never earlier than any time seen before."""

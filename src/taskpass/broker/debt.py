@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from taskpass.core.budgets import same_party
 from taskpass.core.errors import Denied
 from taskpass.core.lease import Lease, LeaseState
 from taskpass.core.task import Task
@@ -22,9 +23,11 @@ def owed(unit: Unit) -> list[tuple[Lease, Task]]:
 
 
 def refuse_debtors(debt: list[tuple[Lease, Task]], task: Task, resource: str) -> None:
-    """Raise ``Denied`` while the sponsor's own repository, or the target as a whole, owes proofs of closing."""
-    mine = task.principal.limit_key(task.repository.value)
-    if any(owner.principal.limit_key(owner.repository.value) == mine for _, owner in debt):
+    """Raise ``Denied`` while the party of ``task``, or the target as a whole, owes proofs of closing.
+
+    Another repository is another party only if it is vouched for: a name that the agent chose leaves no debt behind.
+    """
+    if any(same_party(owner, task) for _, owner in debt):
         raise Denied(
             "an earlier access of yours is not proven closed yet, so nothing new is issued to you",
             hint="wait for it: it is retried until the target answers; taskpass status shows it",

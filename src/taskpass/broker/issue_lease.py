@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from taskpass.broker.context import Broker
 from taskpass.broker.debt import owed, refuse_debtors
+from taskpass.broker.refusals import budget_refusals, refuse
 from taskpass.broker.request_access import decide, digest_of, own_request
 from taskpass.broker.review_request import count_votes
 from taskpass.broker.take_back import close_lease, take_back
@@ -20,7 +21,7 @@ from taskpass.core.audit import Event
 from taskpass.core.bearer import Bearer
 from taskpass.core.clock import Instant, after, seconds_between
 from taskpass.core.decision import Decision, Delivery, Outcome, as_asked
-from taskpass.core.errors import Conflict, Denied, Expired, ObligationUnmet, Pending, TaskpassError
+from taskpass.core.errors import Conflict, Denied, Expired, ObligationUnmet, OverBudget, Pending, TaskpassError
 from taskpass.core.grant import Grant
 from taskpass.core.guard import demand_sane_clock, effective_now
 from taskpass.core.ids import GrantId, LeaseId, RequestId, role_name
@@ -37,11 +38,6 @@ from taskpass.wire.postgres.address import parse_address
 
 SECRET_BYTES = 32
 """256 random bits: a SCRAM verifier with one iteration is then as good as one with many."""
-
-
-MAX_LIVE_OF_TASK = 3
-MAX_LIVE_OF_SPONSOR = 10
-"""Leases that may be usable at a time, those that are not proven closed included (threats.md, item 22)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +99,8 @@ def _record_intent(broker: Broker, caller: Caller, request_id: RequestId) -> Int
     broker.fitness.demand(resource.name)
     decision = decide(broker, task, resource, request.manifest, request.lifetime, request.reason)
     decision = as_asked(decision, request.decision.obligations.delivery)
-    _demand_not_denied(broker, request, decision)
-    with broker.store.write() as unit:
+    _demand_not_denied(broker, request, task, decision)
+    with budget_refusals(broker, task, request.scope.resource), broker.store.write() as unit:
         request = unit.requests.get(request_id)
         _demand_usable(request, broker.now(unit))
         return intend(broker, unit, request, task, decision)
@@ -122,19 +118,11 @@ def _demand_usable(request: AccessRequest, now: Instant) -> None:
     raise Expired("the request has ended", hint="ask again")
 
 
-def _demand_not_denied(broker: Broker, request: AccessRequest, decision: Decision) -> None:
+def _demand_not_denied(broker: Broker, request: AccessRequest, task: Task, decision: Decision) -> None:
     if decision.outcome is not Outcome.DENY:
         return
-    with broker.store.write() as unit:
-        unit.audit.append(
-            Event(
-                "lease.refused",
-                "broker",
-                {"task": request.task, "request": request.id},
-                {"decision": decision.to_json()},
-            ),
-            broker.now(unit),
-        )
+    subject: dict[str, str] = {"task": request.task, "request": request.id}
+    refuse(broker, task, Event("lease.refused", "broker", subject, {"decision": decision.to_json()}), request.id)
     raise Denied("policy does not permit this any more", hint="ask again, or ask for less", code=decision.code)
 
 
@@ -143,7 +131,7 @@ def intend(broker: Broker, unit: Unit, request: AccessRequest, task: Task, decis
     now = broker.now(unit)
     demand_sane_clock(broker.clock.now(), unit.installation.latest_seen)
     _demand_unchanged(unit, request, task)
-    _demand_budget(unit, task)
+    _demand_budget(broker, unit, task, now)
     manifest, lifetime, counted = request.manifest, request.lifetime, None
     if Outcome.NEEDS_APPROVAL in (decision.outcome, request.decision.outcome):
         counted = _demand_votes(broker, unit, request, task, decision)
@@ -198,11 +186,23 @@ def _demand_unchanged(unit: Unit, request: AccessRequest, task: Task) -> None:
         raise Conflict("the request is not what was decided any more", hint="ask again", code="request_void")
 
 
-def _demand_budget(unit: Unit, task: Task) -> None:
-    if unit.leases.count_live(task=task.id) >= MAX_LIVE_OF_TASK:
-        raise Conflict("this task has enough open accesses", hint="release one first", code="too_many_leases")
-    if unit.leases.count_live(sponsor=task.principal.sponsor) >= MAX_LIVE_OF_SPONSOR:
-        raise Conflict("your tasks have enough open accesses", hint="release one first", code="too_many_leases")
+def _demand_budget(broker: Broker, unit: Unit, task: Task, now: Instant) -> None:
+    """Leases that may be usable count, those that are not proven closed included."""
+    limits, sponsor = broker.config.budgets, task.principal.sponsor
+    if unit.leases.count_live(task=task.id) >= limits.leases_of_task:
+        raise OverBudget(
+            "this task has enough open accesses",
+            hint="release one first",
+            code="too_many_leases",
+            retry_after=1 + seconds_between(now, unit.leases.next_end(task=task.id) or now),
+        )
+    if unit.leases.count_live(sponsor=sponsor) >= limits.leases:
+        raise OverBudget(
+            "your tasks have enough open accesses",
+            hint="release one first",
+            code="too_many_leases",
+            retry_after=1 + seconds_between(now, unit.leases.next_end(sponsor=sponsor) or now),
+        )
 
 
 def _demand_votes(broker: Broker, unit: Unit, request: AccessRequest, task: Task, decision: Decision) -> Tally:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from taskpass.broker.context import Broker
 from taskpass.core.audit import Event
+from taskpass.core.budgets import wait_for_room, window_start
 from taskpass.core.clock import Instant, after
 from taskpass.core.decision import ABSOLUTE_MAX_TTL
-from taskpass.core.errors import Conflict, Denied, NotAuthenticated, NotFound
+from taskpass.core.errors import Conflict, Denied, NotAuthenticated, NotFound, OverBudget
 from taskpass.core.ids import HumanId, RunId, TaskId
 from taskpass.core.provenance import Fact, Provenance
 from taskpass.core.separation import Separation
@@ -117,6 +118,7 @@ def _add(
     run: RunId | None,
     parents: tuple[TaskId, ...],
 ) -> Task:
+    _demand_budget(broker, unit, sponsor, now)
     task_id = TaskId(broker.new_id("tsk"))
     instance = task_id if parents or run is None else run
     principal = Principal(
@@ -140,6 +142,17 @@ def _add(
         now,
     )
     return task
+
+
+def _demand_budget(broker: Broker, unit: Unit, sponsor: HumanId, now: Instant) -> None:
+    opened, oldest = unit.tasks.opened(sponsor, broker.machine, since=window_start(now))
+    if opened >= broker.config.budgets.tasks:
+        raise OverBudget(
+            "too many tasks were opened lately",
+            hint="go on in one that is open",
+            code="too_many_new_tasks",
+            retry_after=wait_for_room(oldest, now),
+        )
 
 
 def own_task(broker: Broker, unit: Unit, caller: Caller, task_id: str | None) -> Task:

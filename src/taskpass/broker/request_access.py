@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from taskpass.broker.context import Broker
 from taskpass.broker.debt import owed, refuse_debtors
 from taskpass.broker.open_task import own_task
+from taskpass.broker.refusals import budget_refusals, refuse
 from taskpass.config.model import Resource
 from taskpass.core.audit import Event
-from taskpass.core.clock import Instant, after, seconds_between
+from taskpass.core.budgets import COOL_DOWN, demand_room, is_cooling, same_party, window_start
+from taskpass.core.clock import SECOND, Instant, after, seconds_between
 from taskpass.core.decision import (
     ABSOLUTE_MAX_TTL,
     DEFAULT_TTL,
@@ -21,7 +23,7 @@ from taskpass.core.decision import (
     as_asked,
     strictest,
 )
-from taskpass.core.errors import Conflict, Denied, Expired, InvalidInput, NotFound, ObligationUnmet
+from taskpass.core.errors import Denied, Expired, InvalidInput, NotFound, ObligationUnmet, OverBudget
 from taskpass.core.guard import demand_sane_clock
 from taskpass.core.ids import RequestId
 from taskpass.core.manifest import Manifest
@@ -40,9 +42,6 @@ from taskpass.core.text import REASON_BYTES, accept
 from taskpass.identity.base import Caller
 from taskpass.policy.base import Question
 from taskpass.store.base import Unit
-
-MAX_PENDING = 5
-"""Open questions per sponsor: a person who is asked too often says yes to anything (threats.md, item 22)."""
 
 _EVENT = {
     Outcome.PERMIT: RequestEvent.APPROVE,
@@ -83,7 +82,7 @@ def request_access(broker: Broker, caller: Caller, wish: Wish) -> AccessRequest:
     ``denied``. Raises as ``ask``.
     """
     asked = ask(broker, caller, wish)
-    with broker.store.write() as unit:
+    with budget_refusals(broker, asked.task, asked.resource.name), broker.store.write() as unit:
         return record(broker, unit, asked)
 
 
@@ -99,6 +98,7 @@ def ask(broker: Broker, caller: Caller, wish: Wish) -> Asked:
     with broker.store.read() as unit:
         task = own_task(broker, unit, caller, wish.task_id)
         debt = owed(unit)
+    broker.refusals.demand_open(task, broker.clock.now())
     _demand_separation(broker, task, offered)
     _demand_of_use(task, offered, wish.delivery)
     refuse_debtors(debt, task, offered.name)
@@ -156,16 +156,9 @@ def _wanted(lifetime: int | None, environment: Environment) -> int:
 def _demand_separation(broker: Broker, task: Task, resource: Resource) -> None:
     if serves(task.principal.separation, resource.environment):
         return
-    with broker.store.write() as unit:
-        unit.audit.append(
-            Event(
-                "request.refused",
-                task.principal.spiffe_id,
-                {"task": task.id},
-                {"resource": resource.name, "code": "separation", "separation": task.principal.separation.word},
-            ),
-            broker.now(unit),
-        )
+    data = {"resource": resource.name, "code": "separation", "separation": task.principal.separation.word}
+    event = Event("request.refused", task.principal.spiffe_id, {"task": task.id}, data)
+    refuse(broker, task, event, "separation")
     raise Denied(
         f"nothing separates this process from the broker, so {resource.environment} is refused",
         hint="start the agent with: taskpass run -- <agent>",
@@ -188,22 +181,30 @@ def _demand_of_use(task: Task, resource: Resource, delivery: Delivery) -> None:
 
 
 def record(broker: Broker, unit: Unit, asked: Asked) -> AccessRequest:
-    """Write the request down with its decision, in the state that follows from it."""
+    """Write the request down with its decision, in the state that follows from it.
+
+    The same question of the same task is one question: while it waits, and while a policy's "no" is fresh, the earlier
+    request is the answer. Raises ``OverBudget``.
+    """
     task, resource, manifest, decision = asked.task, asked.resource, asked.manifest, asked.decision
     now = broker.now(unit)
     demand_sane_clock(broker.clock.now(), unit.installation.latest_seen)
     if unit.tasks.get(task.id).state is not TaskState.OPEN:
         raise Expired("the task has ended", hint="open a new one")
-    if (
-        decision.outcome is Outcome.NEEDS_APPROVAL
-        and unit.requests.count_pending(task.principal.sponsor) >= MAX_PENDING
-    ):
-        raise Conflict(
-            "too many questions are waiting for an answer already",
-            hint="wait for one, or cancel one",
-            code="too_many_pending",
-        )
     lifetime = max(1, min(asked.lifetime, decision.obligations.max_ttl, seconds_between(now, task.expires_at)))
+    digest = digest_of(
+        unit,
+        task,
+        resource.name,
+        resource.environment,
+        manifest,
+        lifetime,
+        decision.obligations.delivery,
+        broker.policy.snapshot,
+    )
+    if earlier := _earlier(unit, task, digest, decision, now):
+        return earlier
+    _demand_budget(broker, unit, asked, now)
     request = AccessRequest(
         id=RequestId(broker.new_id("req")),
         task=task.id,
@@ -213,16 +214,7 @@ def record(broker: Broker, unit: Unit, asked: Asked) -> AccessRequest:
         lifetime=lifetime,
         reason=asked.reason,
         decision=decision,
-        digest=digest_of(
-            unit,
-            task,
-            resource.name,
-            resource.environment,
-            manifest,
-            lifetime,
-            decision.obligations.delivery,
-            broker.policy.snapshot,
-        ),
+        digest=digest,
         separation=task.principal.separation,
         state=RequestState.PENDING,
         created_at=now,
@@ -235,6 +227,43 @@ def record(broker: Broker, unit: Unit, asked: Asked) -> AccessRequest:
         return request
     lapses: Instant | None = after(now, APPROVED_SECONDS) if event is RequestEvent.APPROVE else None
     return unit.requests.advance(request.id, event, now, lapses_at=lapses)
+
+
+def _earlier(unit: Unit, task: Task, digest: str, decision: Decision, now: Instant) -> AccessRequest | None:
+    if decision.outcome is Outcome.PERMIT:
+        return None  # Each permit is used up by one lease.
+    found = unit.requests.find_same(task.id, digest, since=window_start(now))
+    return found if found and found.decision.outcome is decision.outcome and _still_says_it(found) else None
+
+
+def _still_says_it(request: AccessRequest) -> bool:
+    return request.state is RequestState.PENDING or request.decision.outcome is Outcome.DENY
+
+
+def _demand_budget(broker: Broker, unit: Unit, asked: Asked, now: Instant) -> None:
+    budgets, who = broker.config.budgets, asked.task.principal
+    prompt = asked.decision.outcome is Outcome.NEEDS_APPROVAL
+    used = unit.requests.used(who.sponsor, who.machine, since=window_start(now))
+    demand_room(budgets, used, now, prompt=prompt)
+    if not prompt:
+        return
+    if unit.requests.count_pending(who.sponsor) >= budgets.pending:
+        raise OverBudget(
+            "too many questions are waiting for an answer already",
+            hint="wait for one, cancel one",
+            code="too_many_pending",
+            retry_after=60,
+        )
+    for denied in unit.requests.denied_by_people(
+        who.sponsor, who.machine, asked.resource.name, since=Instant(now - COOL_DOWN * SECOND)
+    ):
+        if is_cooling(denied.manifest, asked.manifest) and same_party(unit.tasks.get(denied.task), asked.task):
+            raise OverBudget(
+                "a person said no to this a short while ago",
+                hint="ask for less",
+                code="cooling_down",
+                retry_after=1 + seconds_between(now, after(denied.decided_at or now, COOL_DOWN)),
+            )
 
 
 def digest_of(

@@ -19,7 +19,11 @@ def from_wire(found: object) -> TaskpassError:
     code, family = _text(answer, "code"), _text(answer, "family")
     kinds = {kind.default_code: kind for kind in _kinds(TaskpassError)}
     kind = kinds.get(family) or kinds.get(code) or errors.Internal
-    return kind(_text(answer, "message") or "the broker refused", hint=_text(answer, "hint"), code=code or None)
+    error = kind(_text(answer, "message") or "the broker refused", hint=_text(answer, "hint"), code=code or None)
+    wait = answer.get("retry_after")
+    if isinstance(error, errors.OverBudget) and type(wait) is int and wait > 0:
+        error.retry_after = wait  # The hint says it already.
+    return error
 
 
 def _kinds(kind: type[TaskpassError]) -> list[type[TaskpassError]]:

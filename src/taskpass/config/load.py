@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from taskpass.config.people import read_people
 from taskpass.config.places import demand_private, read_trusted
 from taskpass.config.table import Table
 from taskpass.core import digest
+from taskpass.core.budgets import Budgets
 from taskpass.core.errors import ConfigInvalid
 
 T = TypeVar("T")
@@ -63,11 +65,12 @@ def parse(text: bytes, directory: Path) -> tuple[Config | None, list[ConfigInval
     broker = _try(problems, lambda: _broker(root.table("broker"), directory))
     found = _resources(root, problems)
     people = _try(problems, lambda: read_people(root.table("people", needed=False)))
+    budgets = _try(problems, lambda: _budgets(root.table("budgets", needed=False)))
     _try(problems, root.done)
     _try(problems, lambda: resources.demand_separate(found))
-    if broker is None or people is None or problems:
+    if broker is None or people is None or budgets is None or problems:
         return None, problems
-    return Config(directory, broker, found, people, digest.digest_bytes(digest.SNAPSHOT, text)), []
+    return Config(directory, broker, found, people, digest.digest_bytes(digest.SNAPSHOT, text), budgets), []
 
 
 def _try(problems: list[ConfigInvalid], step: Callable[[], T]) -> T | None:
@@ -93,6 +96,16 @@ def _broker(table: Table, directory: Path) -> BrokerSettings:
     )
     table.done()
     return settings
+
+
+def _budgets(table: Table) -> Budgets:
+    """Every limit may be set; one that is left out keeps its default."""
+    names = [item.name for item in fields(Budgets)]
+    budgets = Budgets(**{name: table.number(name) for name in names if table.has(name)})
+    table.done()
+    if budgets.connections_percent > 100:
+        raise ConfigInvalid("budgets.connections_percent must be 1 to 100")
+    return budgets
 
 
 def _trust_domain(name: str) -> str:

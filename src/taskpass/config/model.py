@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from taskpass.core.budgets import Budgets
 from taskpass.core.errors import InvalidInput
 from taskpass.core.ids import HumanId
 from taskpass.core.lease import Target
@@ -121,6 +122,7 @@ class Config:
     resources: Mapping[str, Resource] = field(hash=False)
     people: People = field(hash=False)
     digest: str = ""
+    budgets: Budgets = field(default_factory=Budgets)
 
     @property
     def policy_directory(self) -> Path:

@@ -12,6 +12,7 @@ one of these.
     ``Pending``             a person has not decided yet
     ``Expired``             what is referred to has ended
     ``Conflict``            the state does not allow it (also: illegal transition, second broker)
+    ``OverBudget``          the sponsor's tasks have used up what they may use now; it says when to try again
     ``ManifestChanged``     what would be granted is not what was decided
     ``ObligationUnmet``     a permit came with a duty that cannot be carried out
     ``ConfigInvalid``       the operator's files are wrong
@@ -93,6 +94,21 @@ class NotFound(Conflict):
     """No such record, or not one that the caller may see: the two answers are the same on purpose."""
 
     default_code = "not_found"
+
+
+class OverBudget(Conflict):
+    """``retry_after``: seconds after which trying again is worth it; 0 where the answer does not say."""
+
+    default_code = "over_budget"
+    retryable = True
+
+    def __init__(self, message: str, *, hint: str = "", code: str | None = None, retry_after: int = 0) -> None:
+        again = f"try again in {retry_after} s" if retry_after else ""
+        super().__init__(message, hint=", or ".join(part for part in (hint, again) if part), code=code)
+        self.retry_after = retry_after
+
+    def to_json(self) -> dict[str, object]:
+        return {**super().to_json(), "retry_after": self.retry_after}
 
 
 class ManifestChanged(TaskpassError):

@@ -51,6 +51,11 @@ def new_id(kind: str, at: Instant, entropy: Entropy) -> str:
     return f"{kind}_{_base32(number, 26)}"
 
 
+def first_id(kind: str, at: Instant) -> str:
+    """The smallest id of ``kind`` that can be made at ``at``: ids sort by time, so an id's index is one of time too."""
+    return f"{kind}_{_base32((at & (2**48 - 1)) << 80, 26)}"
+
+
 def new_installation_id(entropy: Entropy) -> InstallationId:
     """Forty random bits in eight characters: part of every role name, so that two installations never share one."""
     return InstallationId(_base32(int.from_bytes(entropy.bytes(5)), 8))

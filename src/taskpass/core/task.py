@@ -32,8 +32,9 @@ class Principal:
     """Who acts, for whom, where.
 
     ``spiffe_id`` is the workload's own identity (``spiffe://<trust domain>/agent/<tool>/<instance>``); ``sponsor`` the
-    human it works for; ``machine`` names the host. Limits, debt and deny history are keyed on ``limit_key``, never on
-    the instance, which an agent can choose anew. ``parents`` are the ids of the tasks this one was opened inside.
+    human it works for; ``machine`` names the host. Limits, debt and deny history hold for a whole party
+    (``core.budgets.same_party``), never for the instance, which an agent can choose anew. ``parents`` are the ids of
+    the tasks this one was opened inside.
     """
 
     spiffe_id: str
@@ -43,9 +44,6 @@ class Principal:
     separation: Separation
     run: RunId | None = None
     parents: tuple[TaskId, ...] = ()
-
-    def limit_key(self, repository: str) -> tuple[str, str, str]:
-        return (self.sponsor, self.machine, repository)
 
     def to_json(self) -> dict[str, object]:
         return {

@@ -18,6 +18,7 @@ from taskpass.broker.context import Broker
 from taskpass.broker.expire import expire_leases
 from taskpass.broker.late import LateEntry
 from taskpass.broker.reconcile import Reconciled, reconcile
+from taskpass.broker.refusals import record_refusals
 from taskpass.broker.renew_lease import end_wider_leases, renew_leases
 from taskpass.broker.request_access import lapse_requests
 from taskpass.broker.runs import end_run
@@ -40,7 +41,7 @@ CLOSERS = 32
 PER_TARGET = 8
 """Closes of one target side by side: one that does not answer leaves threads to the others."""
 CLEANERS = 4
-APART = 8
+APART = 9
 """As many as there are jobs that may wait."""
 LAST_ROUND = 5.0
 """Seconds that stopping spends on closing what was taken back last."""
@@ -97,6 +98,7 @@ class Sweeper:
             _Job("tasks", 1, lambda: end_expired_tasks(broker), apart=True),
             _Job("lapse", 1, lambda: lapse_requests(broker) if self._something_lapses() else 0, apart=True),
             _Job("late", 1, self._record_late, apart=True),
+            _Job("refusals", 10, lambda: record_refusals(broker), apart=True),
             _Job("runs", 1, self._end_runs, apart=True),
             _Job("renew", 1, lambda: renew_leases(broker), apart=True),
             _Job("manifests", MANIFESTS_EVERY, lambda: end_wider_leases(broker), apart=True),

@@ -25,6 +25,7 @@ from typing import Any, Protocol
 
 from taskpass.core.approval import Approval
 from taskpass.core.audit import Event, Record
+from taskpass.core.budgets import Used
 from taskpass.core.clock import Instant
 from taskpass.core.grant import Grant
 from taskpass.core.ids import ApprovalId, GrantId, HumanId, InstallationId, LeaseId, RequestId, RunId, TaskId
@@ -91,6 +92,10 @@ class Tasks(Protocol):
         """The open task outside any run of that sponsor, machine and repository."""
         ...
 
+    def opened(self, sponsor: HumanId, machine: str, *, since: Instant) -> tuple[int, Instant | None]:
+        """How many tasks of that sponsor and machine were opened at ``since`` or later, and when the first of them."""
+        ...
+
     def children(self, task_id: TaskId) -> list[Task]:
         """Open tasks that name ``task_id`` among their parents."""
         ...
@@ -116,6 +121,17 @@ class Requests(Protocol):
         ...
 
     def count_pending(self, sponsor: HumanId) -> int: ...
+    def used(self, sponsor: HumanId, machine: str, *, since: Instant) -> Used:
+        """What that sponsor and machine recorded at ``since`` or later."""
+        ...
+
+    def find_same(self, task: TaskId, digest: str, *, since: Instant) -> AccessRequest | None:
+        """The newest request of ``task`` with that digest that is pending, or was denied at ``since`` or later."""
+        ...
+
+    def denied_by_people(self, sponsor: HumanId, machine: str, resource: str, *, since: Instant) -> list[AccessRequest]:
+        """Requests for ``resource`` to which a person said no at ``since`` or later."""
+        ...
 
 
 class Approvals(Protocol):
@@ -178,7 +194,12 @@ class Leases(Protocol):
         """Closing leases whose ``retry_at`` is unset or has come, oldest first."""
         ...
 
-    def count_live(self, *, task: TaskId | None = None, sponsor: HumanId | None = None) -> int: ...
+    def count_live(
+        self, *, task: TaskId | None = None, sponsor: HumanId | None = None, resource: str | None = None
+    ) -> int: ...
+    def next_end(self, *, task: TaskId | None = None, sponsor: HumanId | None = None) -> Instant | None:
+        """When the first of the leases that ``count_live`` counts ends by itself; None without any."""
+        ...
 
 
 class Audit(Protocol):

@@ -6,7 +6,7 @@ import builtins
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import Select, func, or_, select, update
 
 from taskpass.core.clock import Instant
 from taskpass.core.errors import IllegalTransition, InvalidInput, NotFound
@@ -88,13 +88,25 @@ class SqlLeases:
         found = self._session.rows(wanted.order_by(leases.c.closing_at, leases.c.id).limit(limit))
         return [codec.lease_of(row) for row in found]
 
-    def count_live(self, *, task: TaskId | None = None, sponsor: HumanId | None = None) -> int:
+    def count_live(
+        self, *, task: TaskId | None = None, sponsor: HumanId | None = None, resource: str | None = None
+    ) -> int:
         """Leases in a state of ``UNENDED``: one that is closing and not proven still counts."""
-        joined = select(func.count().label("n")).select_from(leases.join(tasks, leases.c.task == tasks.c.id))
-        wanted = joined.where(leases.c.state.in_(sorted(state.value for state in UNENDED)))
-        if task is not None:
-            wanted = wanted.where(leases.c.task == task)
-        if sponsor is not None:
-            wanted = wanted.where(tasks.c.sponsor == sponsor)
-        row = self._session.first(wanted)
+        row = self._session.first(_live(select(func.count().label("n")), task, sponsor, resource))
         return int(row["n"]) if row else 0
+
+    def next_end(self, *, task: TaskId | None = None, sponsor: HumanId | None = None) -> Instant | None:
+        row = self._session.first(_live(select(func.min(leases.c.expires_at).label("at")), task, sponsor, None))
+        return row["at"] if row else None
+
+
+def _live(what: Select[Any], task: TaskId | None, sponsor: HumanId | None, resource: str | None) -> Select[Any]:
+    joined = what.select_from(leases.join(tasks, leases.c.task == tasks.c.id))
+    wanted = joined.where(leases.c.state.in_(sorted(state.value for state in UNENDED)))
+    if task is not None:
+        wanted = wanted.where(leases.c.task == task)
+    if sponsor is not None:
+        wanted = wanted.where(tasks.c.sponsor == sponsor)
+    if resource is not None:
+        wanted = wanted.where(leases.c.resource == resource)
+    return wanted

@@ -5,10 +5,14 @@ from __future__ import annotations
 import builtins
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import ColumnElement, Select, bindparam, case, func, select
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import GenericFunction
+from sqlalchemy.types import Integer
 
+from taskpass.core.budgets import RECORDS_OF_REQUEST, Used
 from taskpass.core.clock import Instant
-from taskpass.core.ids import HumanId, RequestId, TaskId
+from taskpass.core.ids import HumanId, RequestId, TaskId, first_id
 from taskpass.core.request import REQUEST_TABLE, AccessRequest, RequestEvent, RequestState
 from taskpass.store import codec, rows
 from taskpass.store.session import Session
@@ -16,6 +20,48 @@ from taskpass.store.tables import requests, tasks
 
 _DECIDING = frozenset({RequestEvent.APPROVE, RequestEvent.DENY})
 _WAITING = (RequestState.PENDING.value, RequestState.APPROVED.value)
+
+
+# Stored decisions are canonical JSON, where a quotation mark inside a text is escaped: nobody can imitate this.
+_ASKS_PEOPLE = requests.c.decision.contains('"outcome":"needs_approval"', autoescape=True)
+
+
+class octets(GenericFunction[int]):  # noqa: N801 - the name of a function in SQL.
+    """Bytes of a text, which ``length`` counts in characters."""
+
+    type = Integer()
+    inherit_cache = True
+
+
+@compiles(octets)
+def _octets(element: octets, compiler: Any, **options: Any) -> str:
+    return f"octet_length({compiler.process(element.clauses, **options)})"
+
+
+@compiles(octets, "sqlite")
+def _octets_of_sqlite(element: octets, compiler: Any, **options: Any) -> str:
+    # Its own octet_length came with 3.43.
+    return f"length(CAST({compiler.process(element.clauses, **options)} AS BLOB))"
+
+
+def _party() -> tuple[ColumnElement[bool], ...]:
+    return tasks.c.sponsor == bindparam("sponsor"), tasks.c.machine == bindparam("machine")
+
+
+def _used() -> Select[*tuple[Any, ...]]:
+    texts = octets(requests.c.scope) + octets(requests.c.manifest) + octets(requests.c.decision)
+    wanted = select(
+        func.count().label("requests"),
+        func.sum(case((_ASKS_PEOPLE, 1), else_=0)).label("prompts"),
+        func.sum(octets(requests.c.reason)).label("text_bytes"),
+        func.sum(texts + octets(requests.c.reason) + RECORDS_OF_REQUEST).label("record_bytes"),
+        func.min(requests.c.created_at).label("oldest"),
+    ).select_from(requests.join(tasks, requests.c.task == tasks.c.id))
+    # By id as well: ids sort by time and have an index.
+    return wanted.where(requests.c.id >= bindparam("first"), requests.c.created_at >= bindparam("since"), *_party())
+
+
+_USED = _used()
 
 
 class SqlRequests:
@@ -61,6 +107,32 @@ class SqlRequests:
     def lapsing(self, now: Instant) -> builtins.list[AccessRequest]:
         waiting = select(requests).where(requests.c.state.in_(_WAITING), requests.c.lapses_at <= now)
         return [codec.request_of(row) for row in self._session.rows(waiting.order_by(requests.c.lapses_at))]
+
+    def used(self, sponsor: HumanId, machine: str, *, since: Instant) -> Used:
+        values = {"sponsor": sponsor, "machine": machine, "since": since, "first": first_id("req", since)}
+        row = self._session.first(_USED, values)
+        if row is None or not row["requests"]:
+            return Used()
+        return Used(
+            row["requests"], int(row["prompts"]), int(row["text_bytes"]), int(row["record_bytes"]), row["oldest"]
+        )
+
+    def find_same(self, task: TaskId, digest: str, *, since: Instant) -> AccessRequest | None:
+        pending = requests.c.state == RequestState.PENDING.value
+        denied = (requests.c.state == RequestState.DENIED.value) & (requests.c.created_at >= since)
+        wanted = select(requests).where(requests.c.task == task, requests.c.digest == digest, pending | denied)
+        row = self._session.first(wanted.order_by(requests.c.id.desc()).limit(1))
+        return codec.request_of(row) if row else None
+
+    def denied_by_people(
+        self, sponsor: HumanId, machine: str, resource: str, *, since: Instant
+    ) -> builtins.list[AccessRequest]:
+        denied = select(requests).select_from(requests.join(tasks, requests.c.task == tasks.c.id))
+        # A question is answered before it lapses, so this bound follows from the other one, and it has an index.
+        late = (requests.c.state == RequestState.DENIED.value, requests.c.lapses_at >= since)
+        mine = (requests.c.resource == resource, tasks.c.sponsor == sponsor, tasks.c.machine == machine)
+        found = denied.where(*late, *mine, requests.c.decided_at >= since, _ASKS_PEOPLE)
+        return [codec.request_of(row) for row in self._session.rows(found)]
 
     def count_pending(self, sponsor: HumanId) -> int:
         joined = select(func.count().label("n")).select_from(requests.join(tasks, requests.c.task == tasks.c.id))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import builtins
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from taskpass.core.clock import Instant
-from taskpass.core.ids import HumanId, RunId, TaskId
+from taskpass.core.ids import HumanId, RunId, TaskId, first_id
 from taskpass.core.task import TASK_TABLE, Task, TaskEvent, TaskState
 from taskpass.store import codec, rows
 from taskpass.store.session import Session
@@ -51,6 +51,13 @@ class SqlTasks:
             )
         )
         return codec.task_of(row) if row else None
+
+    def opened(self, sponsor: HumanId, machine: str, *, since: Instant) -> tuple[int, Instant | None]:
+        # By id as well: ids sort by time and have an index.
+        mine = (tasks.c.id >= first_id("tsk", since), tasks.c.sponsor == sponsor, tasks.c.machine == machine)
+        counted = select(func.count().label("n"), func.min(tasks.c.opened_at).label("first"))
+        row = self._session.first(counted.where(*mine, tasks.c.opened_at >= since))
+        return (int(row["n"]), row["first"]) if row else (0, None)
 
     def children(self, task_id: TaskId) -> builtins.list[Task]:
         wanted = (

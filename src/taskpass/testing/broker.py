@@ -29,6 +29,7 @@ from taskpass.config.model import Access, BrokerSettings, Config, Human, People,
 from taskpass.core import digest
 from taskpass.core.approval import Verdict
 from taskpass.core.audit import Record
+from taskpass.core.budgets import Budgets
 from taskpass.core.decision import Decision, Obligations, Outcome, floor
 from taskpass.core.errors import Internal, StoreUnavailable
 from taskpass.core.ids import HumanId, LeaseId, RequestId, RunId
@@ -313,6 +314,8 @@ class Harness:
     sweeper: Sweeper = field(init=False)
     reserve: int = 1
     machine: str = "laptop"
+    budgets: Budgets = field(default_factory=Budgets)
+    """Holds from the next start on."""
     _pids: Iterator[int] = field(default_factory=lambda: iter(range(5000, 1_000_000)))
 
     # The process.
@@ -397,7 +400,7 @@ class Harness:
             )
             for name, environment in ENVIRONMENTS.items()
         }
-        return Config(self.directory, BrokerSettings("acme.example", ""), resources, self.people)
+        return Config(self.directory, BrokerSettings("acme.example", ""), resources, self.people, budgets=self.budgets)
 
     def server_of(self, target: Target) -> UnkindTarget:
         return self.servers[target.resource]

@@ -149,6 +149,13 @@ class Stage:
         path = self.directory / FILE
         path.write_text(path.read_text().replace("[broker]\n", f"[broker]\n{line}\n", 1))
 
+    def set_budgets(self, **limits: int) -> None:
+        """Write ``[budgets]`` into taskpass.toml; without words, budgets that a suite or a bench does not meet."""
+        chosen = limits or dict.fromkeys(("requests", "tasks", "prompts", "text_bytes", "record_bytes"), 10**9)
+        lines = "".join(f"{name} = {value}\n" for name, value in chosen.items())
+        with (self.directory / FILE).open("a") as file:
+            file.write(f"\n[budgets]\n{lines}")
+
     def enrol(self, server: str, *, environment: str, exclude: Sequence[str] = (), more: Sequence[str] = ()) -> None:
         """``taskpass init --postgres`` for the database of ``server``, under the server's name."""
         running = self.servers[server]

@@ -13,7 +13,7 @@ from taskpass.broker.review_request import Ballot, count_votes, prepare_vote, vo
 from taskpass.config.model import Human
 from taskpass.core.approval import CHALLENGE_SECONDS, Approval, Method, Verdict
 from taskpass.core.decision import Outcome
-from taskpass.core.errors import Conflict, Denied, Expired, InvalidInput, Pending, TaskpassError
+from taskpass.core.errors import Conflict, Denied, Expired, InvalidInput, OverBudget, Pending, TaskpassError
 from taskpass.core.ids import ApprovalId
 from taskpass.core.lease import LeaseState
 from taskpass.core.manifest import Keep, is_within
@@ -338,14 +338,14 @@ def test_an_unused_yes_can_be_taken_back_by_its_requester(h):
 def test_a_person_is_not_asked_without_end(h):
     agent = h.run()
     agent.open_task()
-    for _ in range(5):
-        agent.request(STAGING)
-    with pytest.raises(Conflict) as refused:
-        agent.request(STAGING)
+    for seconds in range(5):
+        agent.request(STAGING, lifetime=60 + seconds)
+    with pytest.raises(OverBudget) as refused:
+        agent.request(STAGING, lifetime=600)
     assert refused.value.code == "too_many_pending"
     sibling = h.run()
     sibling.open_task("acme/other")
-    with pytest.raises(Conflict):
+    with pytest.raises(OverBudget):
         sibling.request(STAGING)
 
 
