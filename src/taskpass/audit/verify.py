@@ -15,12 +15,30 @@ from typing import Any
 from taskpass.audit import approvals
 from taskpass.audit.anchors import Anchor, by_seq
 from taskpass.audit.witness import Head
-from taskpass.core.audit import GENESIS, Fault, Record, verify_chain
+from taskpass.core.audit import ADOPTED, GENESIS, Fault, Record, verify_chain
 from taskpass.core.errors import InvalidInput, StoreUnavailable
 from taskpass.core.ids import InstallationId
 from taskpass.keys.base import Verifier
 
 _BODY = frozenset({"v", "installation", "epoch", "seq", "at", "event", "actor", "subject", "data", "late"})
+
+
+@dataclass(frozen=True, slots=True)
+class Adoption:
+    """A restored store that a person adopted with record ``seq``: of the numbers after ``last`` up to ``highest``,
+    targets or the witness had seen another history, which is lost. ``strays`` are the anchors of that history that
+    were met: numbers up to ``highest`` under which this log has another record, or none.
+    """
+
+    seq: int
+    last: int
+    highest: int
+    actor: str
+    strays: tuple[int, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        strays = list(self.strays)
+        return {"seq": self.seq, "last": self.last, "highest": self.highest, "actor": self.actor, "strays": strays}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +63,7 @@ class Report:
     late: int
     """Records written after their effect, while nothing could be written."""
     notes: tuple[str, ...] = ()
+    adoptions: tuple[Adoption, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -64,6 +83,7 @@ class Report:
             "approvals": self.approvals,
             "unsigned": self.unsigned,
             "late": self.late,
+            "adoptions": [adoption.to_json() for adoption in self.adoptions],
             "notes": list(self.notes),
         }
 
@@ -96,6 +116,8 @@ def verify(
     )
     if walk.fault:
         seq, head, fault = *walk.good, walk.fault
+    if walk.strays:
+        seq, head, fault = walk.first_stray()
     fault = fault or walk.end(seq)
     return Report(
         seq=seq,
@@ -103,13 +125,23 @@ def verify(
         fault=fault,
         trusted=trusted_key is not None,
         signed=keys is not None,
-        anchored=walk.anchored,
-        unanchored=seq - walk.anchored,
+        anchored=min(walk.anchored, seq),
+        unanchored=seq - min(walk.anchored, seq),
         approvals=walk.approvals,
         unsigned=walk.unsigned,
         late=walk.late,
-        notes=tuple(_notes(trusted_key, keys, witness, installation, anchored=walk.anchored > start[0])),
+        notes=(
+            *_notes(trusted_key, keys, witness, installation, anchored=walk.anchored > start[0]),
+            *(_told(adoption) for adoption in walk.adoptions),
+        ),
+        adoptions=tuple(walk.adoptions),
     )
+
+
+def _told(adoption: Adoption) -> str:
+    lost = f"{adoption.last + 1} to {adoption.highest} are lost" if adoption.highest > adoption.last else "are lost"
+    met = f"; {len(adoption.strays)} anchors of the lost history were met" if adoption.strays else ""
+    return f"record {adoption.seq}: {adoption.actor} adopted a restored store; records {lost}{met}"
 
 
 def _notes(
@@ -146,6 +178,11 @@ class _Walk:
     unsigned: int = 0
     late: int = 0
     epoch: int = 0
+    adoptions: list[Adoption] = field(default_factory=list[Adoption])
+    strays: dict[int, tuple[str, tuple[int, str]]] = field(default_factory=dict[int, tuple[str, tuple[int, str]]])
+    """What stands outside against a record, by its number, with what was good before it: a fault, unless an adoption
+    follows that says that numbers up to there were given out twice.
+    """
 
     def __post_init__(self) -> None:
         self.good = self.start
@@ -172,7 +209,11 @@ class _Walk:
 
     def _look(self, record: Record) -> None:
         body = _parse(record.body)
-        what = self._shape(record, body) or self._outside(record)
+        what = self._shape(record, body)
+        if stray := "" if what else self._outside(record):
+            self.strays.setdefault(record.seq, (stray, self.good))
+        if not what and body["event"] == ADOPTED:
+            what = self._adopt(record, body)
         if not what and body["event"] == approvals.EVENT:
             what = self._approval(body["data"])
         if what:
@@ -197,6 +238,29 @@ class _Walk:
         if self.witness and self.witness.seq == record.seq and self.witness.hash != record.hash:
             return "it is not the record that the head kept outside the database names"
         return ""
+
+    def _adopt(self, record: Record, body: dict[str, Any]) -> str:
+        last, highest = body["data"].get("last"), body["data"].get("highest")
+        if type(last) is not int or type(highest) is not int or last != self.good[0] or highest != record.seq - 1:
+            return "it adopts a restored store and does not say which numbers are lost"
+        if body["epoch"] <= self.epoch:
+            return "it adopts a restored store and does not raise the epoch"
+        met = {number for number in self.strays if number <= highest}
+        met |= {number for number in self.anchors if last < number <= highest}
+        for number in met:
+            self.strays.pop(number, None)
+            self.anchors.pop(number, None)
+        if self.witness and last < self.witness.seq <= highest:
+            # Killed between the adoption and the new witness: the old one speaks of the history that was given up.
+            self.witness = None
+        self.adoptions.append(Adoption(record.seq, last, highest, str(body["actor"]), tuple(sorted(met))))
+        return ""
+
+    def first_stray(self) -> tuple[int, str, Fault]:
+        """The first record that something outside stands against: what was good before it, and the fault."""
+        number = min(self.strays)
+        what, good = self.strays[number]
+        return *good, Fault(number, what)
 
     def _approval(self, data: Mapping[str, Any]) -> str:
         if not approvals.is_signed(data):

@@ -8,14 +8,19 @@ nor that the end was not cut off: for the end, heads are anchored outside (the f
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from taskpass.core import digest
 from taskpass.core.clock import Instant, rfc3339
 from taskpass.core.ids import InstallationId
 
 GENESIS = "sha256:" + "0" * 64
+
+ADOPTED = "store.adopted"
+"""The one event that may leave numbers out: those that a restored store has lost (ADR 0013)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,17 @@ def verify_chain(
     return seq, hash_, None
 
 
+def is_gap_declared(record: Record, last: int) -> bool:
+    """Whether ``record`` adopts a restored store whose newest record was ``last``, and names the numbers lost."""
+    try:
+        body: Any = json.loads(record.body)
+        data: Any = body["data"]
+        declared = (body["event"], data["last"], data["highest"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return False
+    return declared == (ADOPTED, last, record.seq - 1) and record.seq > last
+
+
 def _fault(
     record: Record,
     seq: int,
@@ -110,7 +126,7 @@ def _fault(
     installation: InstallationId,
     verify_signature: Callable[[str, bytes, str], bool],
 ) -> str:
-    if record.seq != seq + 1:
+    if record.seq != seq + 1 and not is_gap_declared(record, seq):
         return f"record {seq + 1} is missing: the next one found is {record.seq}"
     if record.prev != prev:
         return "it does not follow the record before it"

@@ -45,11 +45,12 @@ class SqlAudit:
         self.newest: Record | None = None
         """The last record appended in this unit of work."""
 
-    def append(self, event: Event, at: Instant) -> Record:
+    def append(self, event: Event, at: Instant, *, above: int = 0) -> Record:
         if self._signer is None:
             raise Internal("a reading unit of work was asked to write")
         # The write lock is held since the unit began, so nobody else can extend this head.
         head = (self.newest.seq, self.newest.hash) if self.newest else self.head()
+        head = (max(head[0], above), head[1])
         record = extend(head, event, installation=self._installation(), at=at, signer=self._signer)
         row = {"seq": record.seq, "body": record.body, "prev": record.prev, "hash": record.hash}
         self._session.change(_INSERT, {**row, "signature": record.signature, "key": record.key})

@@ -203,8 +203,11 @@ class Leases(Protocol):
 
 
 class Audit(Protocol):
-    def append(self, event: Event, at: Instant) -> Record:
-        """Chain, sign and insert ``event``; durable with the unit of work."""
+    def append(self, event: Event, at: Instant, *, above: int = 0) -> Record:
+        """Chain, sign and insert ``event``; durable with the unit of work.
+
+        ``above`` leaves out the numbers up to it: for ``core.audit.ADOPTED`` only, and the database holds to that.
+        """
         ...
 
     def head(self) -> tuple[int, str]:

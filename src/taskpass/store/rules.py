@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from taskpass.core import machine
+from taskpass.core.audit import ADOPTED
 from taskpass.core.lease import LEASE_TABLE, LeaseState
 from taskpass.core.request import REQUEST_TABLE, RequestState
 from taskpass.core.task import TASK_TABLE, TaskState
@@ -109,8 +110,10 @@ def _particular() -> Iterable[Rule]:
         "audit_chained",
         "INSERT",
         "audit",
-        "NEW.seq <> COALESCE((SELECT MAX(seq) FROM audit), 0) + 1"
-        " OR (NEW.seq > 1 AND NEW.prev <> COALESCE((SELECT hash FROM audit WHERE seq = NEW.seq - 1), ''))",
+        "NEW.seq <= COALESCE((SELECT MAX(seq) FROM audit), 0)"  # noqa: S608 - constants of this module
+        " OR (NEW.seq > COALESCE((SELECT MAX(seq) FROM audit), 0) + 1"
+        f" AND NEW.body NOT LIKE '%\"event\":\"{ADOPTED}\"%')"
+        " OR NEW.prev <> COALESCE((SELECT hash FROM audit ORDER BY seq DESC LIMIT 1), NEW.prev)",
         f"{MARK}an audit record follows the newest one",
         looks_up=True,
     )
