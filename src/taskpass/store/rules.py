@@ -112,7 +112,7 @@ def _particular() -> Iterable[Rule]:
         "audit",
         "NEW.seq <= COALESCE((SELECT MAX(seq) FROM audit), 0)"  # noqa: S608 - constants of this module
         " OR (NEW.seq > COALESCE((SELECT MAX(seq) FROM audit), 0) + 1"
-        f" AND NEW.body NOT LIKE '%\"event\":\"{ADOPTED}\"%')"
+        f" AND REPLACE(NEW.body, '\"event\":\"{ADOPTED}\"', '') = NEW.body)"
         " OR NEW.prev <> COALESCE((SELECT hash FROM audit ORDER BY seq DESC LIMIT 1), NEW.prev)",
         f"{MARK}an audit record follows the newest one",
         looks_up=True,

@@ -10,7 +10,7 @@ from taskpass.audit.verify import verify
 from taskpass.audit.witness import Head
 from taskpass.broker.review_request import _recorded
 from taskpass.core.approval import Method, challenge
-from taskpass.core.audit import Event
+from taskpass.core.audit import ADOPTED, Event
 from taskpass.core.errors import InvalidInput, StoreUnavailable
 from taskpass.core.ids import InstallationId, TaskId
 from taskpass.core.secret import Secret
@@ -186,3 +186,68 @@ def test_the_report_says_it_all_in_json():
     assert shown["trusted"] is False
     assert shown["fault"] is None
     assert verify(chain(2)[1:], HOME.id, TRUSTED).to_json()["fault"]["seq"] == 1
+
+
+# A restored store that was adopted
+
+
+def adopted(last=3, highest=7, *, epoch=2, said=None):
+    """A log that was cut off after ``last``, adopted above ``highest``, and went on for two records."""
+    before = chain(last)
+    head = (highest, before[-1].hash)
+    what = Event(ADOPTED, "human:ana", {"store": HOME.id}, said or {"last": last, "highest": highest})
+    return before + chain(1, home=replace(HOME, epoch=epoch), head=head, events=[what])
+
+
+def continued(records, count=2):
+    return records + chain(count, home=replace(HOME, epoch=2), head=(records[-1].seq, records[-1].hash))
+
+
+def test_an_adoption_leaves_out_the_numbers_that_were_lost_and_is_told():
+    report = verify(continued(adopted()), HOME.id, TRUSTED)
+    assert (report.ok, report.seq) == (True, 10)
+    assert report.to_json()["adoptions"] == [{"seq": 8, "last": 3, "highest": 7, "actor": "human:ana", "strays": []}]
+    assert any("human:ana adopted a restored store; records 4 to 7 are lost" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        adopted(said={"last": 2, "highest": 7}),
+        adopted(said={"last": 3, "highest": 8}),
+        adopted(said={"last": 3, "highest": "7"}),
+        adopted(said={"last": 3}),
+        adopted(epoch=1),
+        chain(3) + chain(1, head=(7, chain(3)[-1].hash), events=[event(last=3, highest=7)]),
+    ],
+    ids=["another last", "another highest", "no number", "no highest", "same epoch", "another event"],
+)
+def test_a_gap_that_no_adoption_declares_is_a_fault(records):
+    assert verify(records, HOME.id, TRUSTED).fault.seq in (4, 8)
+
+
+def test_anchors_of_the_lost_history_are_counted_and_no_fault_and_later_ones_hold_again():
+    records = continued(adopted())
+    lost = [Anchor(2, "sha256:" + "2" * 64, "log:1"), Anchor(5, "sha256:" + "5" * 64, "log:2")]
+    good = [Anchor(1, records[0].hash, "log:0"), Anchor(9, records[-2].hash, "log:9")]
+    report = verify(records, HOME.id, TRUSTED, lost + good)
+    assert (report.ok, report.anchored, report.adoptions[0].strays) == (True, 9, (2, 5))
+    assert any("2 anchors of the lost history" in note for note in report.notes)
+    for late in (Anchor(9, "sha256:" + "9" * 64, "log:9"), Anchor(10, "sha256:" + "9" * 64, "log:9")):
+        assert verify(records, HOME.id, TRUSTED, [*lost, late]).fault.seq == late.seq
+
+
+def test_an_anchor_that_no_adoption_explains_is_a_fault_at_its_record_and_not_later():
+    records = chain(6)
+    report = verify(
+        records, HOME.id, TRUSTED, [Anchor(2, "sha256:" + "2" * 64, "log:1"), Anchor(4, records[3].hash, "x")]
+    )
+    assert (report.seq, report.head, report.fault.seq, report.anchored) == (1, records[0].hash, 2, 1)
+
+
+def test_the_witness_of_the_lost_history_is_no_fault_once_the_store_was_adopted():
+    records = continued(adopted())
+    for seq in (2, 5):
+        old = Head(seq, "sha256:" + "5" * 64, "", KEY.key_id)
+        assert verify(records, HOME.id, TRUSTED, witness=old).ok
+        assert not verify(records[:3], HOME.id, TRUSTED, witness=old).ok

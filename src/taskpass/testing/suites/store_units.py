@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from taskpass.core.audit import GENESIS
+from taskpass.core.audit import ADOPTED, GENESIS, Event
 from taskpass.core.clock import Instant
 from taskpass.core.errors import Conflict, InvalidInput, NotFound, TaskpassError
 from taskpass.core.ids import ApprovalId, GrantId, RequestId, TaskId
@@ -200,6 +200,19 @@ class UnitSuite(StoreFixtures):
         self.refuses(place, f"INSERT INTO audit {columns} VALUES (4, 'b', '{record.hash}', 'h', 's', 'k')")
         self.refuses(place, f"INSERT INTO audit {columns} VALUES (3, 'b', '{record.hash}', 'h', 's', 'k')")
         assert verified(place, store) == 2
+
+    def test_only_an_adoption_leaves_numbers_out(self, place: Place, store: Store) -> None:
+        adoption = Event(ADOPTED, "human:ana", {}, {"last": 1, "highest": 9})
+        with store.write() as unit:
+            first = unit.audit.append(event(), NOW)
+        with pytest.raises(TaskpassError), store.write() as unit:
+            unit.audit.append(event(), NOW, above=9)
+        with store.write() as unit:
+            unit.raise_epoch(1)
+            assert unit.audit.append(adoption, NOW, above=9).prev == first.hash
+            assert unit.audit.append(event(), NOW, above=1).seq == 11
+        assert [record.seq for record in store.iterate_audit()] == [1, 10, 11]
+        assert verified(place, store) == 11
 
     def test_records_are_found_by_what_they_are_about(self, store: Store) -> None:
         with store.write() as unit:
