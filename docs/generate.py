@@ -28,6 +28,8 @@ to do next. The codes are in [errors.md](errors.md).
 | 1 | failed: the target, the store, or a check |
 | 2 | wrong use, wrong configuration or wrong policy |
 | 3, 4 | `doctor`: something is weaker; something could not be looked at |
+| 1, 4 | `store check`: the store is not whole; something could not be looked at |
+| 3 | `store adopt`: adopted, and something is not proven closed yet |
 | 90 | denied |
 | 91 | pending: nobody has decided yet |
 | 92 | what is referred to has ended |

@@ -30,6 +30,7 @@ from taskpass.config.credentials import read_credential
 from taskpass.config.load import load
 from taskpass.config.model import Config
 from taskpass.config.paths import operator_socket, runtime_directory
+from taskpass.core.audit import Record
 from taskpass.core.errors import ConfigInvalid, Conflict, TaskpassError
 from taskpass.core.ids import LeaseId, RunId
 from taskpass.core.lease import Target
@@ -174,6 +175,15 @@ def _is_copy(store: SqlStore) -> bool:
     return store.witness is not None and store.witness.contradicted
 
 
+def _witnessed(store: SqlStore) -> int | None:
+    return store.witness.seen() if store.witness else None
+
+
+def _accept(store: SqlStore, record: Record) -> None:
+    if store.witness:
+        store.witness.adopt(record)
+
+
 def _error(error: TaskpassError | None) -> dict[str, object] | None:
     return None if error is None else error.to_json()
 
@@ -225,6 +235,8 @@ def assemble(directory: Path, loop: asyncio.AbstractEventLoop, *, runtime: Path 
         os_user=os_user,
         release_reserve=reserve.release,
         store_is_copy=partial(_is_copy, store),
+        witnessed=partial(_witnessed, store),
+        accept_store=partial(_accept, store),
         runtime_directory=str(runtime),
     )
     sweeper = Sweeper(broker, fitness, restore_reserve=reserve.restore)

@@ -67,9 +67,18 @@ class Witness:
         self.contradicted = head is not None and head.seq > 0 and hash_at(head.seq) != head.hash
         return not self.contradicted
 
-    def adopt(self) -> None:
-        """A person has accepted the store as it is: the next record replaces the witness."""
+    def seen(self) -> int | None:
+        """The sequence number in the file, or None if there is none that can be read."""
+        try:
+            head = read(self._path)
+        except InvalidInput:
+            return None
+        return head.seq if head else None
+
+    def adopt(self, record: Record) -> None:
+        """A person has accepted the store as it is with ``record``, which replaces the witness."""
         self.contradicted = False
+        self.record(record)
 
     def record(self, record: Record) -> None:
         """Write the head over the one before: one padded block in one call, not synced.

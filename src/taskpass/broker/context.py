@@ -11,6 +11,7 @@ from typing import Protocol
 from taskpass.broker.late import LateBook
 from taskpass.broker.refusals import Refusals
 from taskpass.config.model import Config, Human, Resource
+from taskpass.core.audit import Record
 from taskpass.core.clock import Clock, Entropy, Instant
 from taskpass.core.errors import Denied, NotAuthenticated
 from taskpass.core.ids import HumanId, LeaseId, RunId, new_id
@@ -92,7 +93,8 @@ class Broker:
     ``issuers`` serve the configured resources; ``issuer_of`` also builds one for the target that a lease remembers, so
     that taking back never depends on the config. ``verify_signature(public key, data, signature)`` never raises.
     ``release_reserve`` frees the disk space that is kept for recording revocations. ``store_is_copy`` tells whether the
-    store contradicts the witness that was kept beside it.
+    store contradicts the witness that was kept beside it, ``witnessed`` its audit number, and ``accept_store`` replaces
+    it by the record of the adoption.
     """
 
     store: Store
@@ -112,6 +114,8 @@ class Broker:
     release_reserve: Callable[[], bool]
     runtime_directory: str
     store_is_copy: Callable[[], bool] = lambda: False
+    witnessed: Callable[[], int | None] = lambda: None
+    accept_store: Callable[[Record], None] = lambda record: None
     late: LateBook = field(default_factory=LateBook)
     closing: KeyedLocks = field(default_factory=KeyedLocks)
     refusals: Refusals = field(default_factory=Refusals)

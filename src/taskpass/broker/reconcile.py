@@ -7,15 +7,27 @@ touched.
 
 from __future__ import annotations
 
+import contextlib
+import json
 from dataclasses import dataclass, field
+from typing import Any
 
 from taskpass.broker.context import Broker
 from taskpass.broker.take_back import WRITTEN_OFF, take_back
-from taskpass.core.audit import Event
-from taskpass.core.errors import Conflict, NotFound, TaskpassError
+from taskpass.core.audit import ADOPTED, Event
+from taskpass.core.errors import Conflict, NotFound, StoreUnavailable, TaskpassError
 from taskpass.core.ids import RoleName
 from taskpass.core.lease import UNENDED, Lease, LeaseEvent, LeaseState, Target
 from taskpass.issuers.base import FoundRole, Inventory, Issuer
+from taskpass.store.base import Unit
+
+DOUBTED = "store.doubted"
+"""This store was found to be a restored copy: for one target that remembers more, or, if it contradicts the witness,
+for all of them. It stays one until ``store.adopted``, even if it overtakes that target by what it writes meanwhile.
+"""
+EVERYWHERE = ""
+
+_RESTORED_HINT = "nothing is issued; revoking works; an operator looks at taskpass store check"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +51,7 @@ def reconcile(broker: Broker) -> Reconciled:
     orphans: list[str] = []
     foreign: list[str] = []
     unreachable: dict[str, str] = {}
-    for issuer in _issuers(broker):
+    for issuer in issuers_of_all(broker):
         try:
             inventory = issuer.inventory()
             demand_known_store(broker, issuer, inventory)
@@ -56,7 +68,8 @@ def reconcile(broker: Broker) -> Reconciled:
     return Reconciled(tuple(orphans), tuple(foreign), unreachable)
 
 
-def _issuers(broker: Broker) -> list[Issuer]:
+def issuers_of_all(broker: Broker) -> list[Issuer]:
+    """Of every configured resource, and of every target that an unfinished lease remembers."""
     with broker.store.read() as unit:
         unfinished = unit.leases.list(states=[*UNENDED, LeaseState.CLOSED])
     targets: dict[str, Target] = {lease.target.address: lease.target for lease in unfinished}
@@ -68,25 +81,54 @@ def _issuers(broker: Broker) -> list[Issuer]:
 def demand_known_store(broker: Broker, issuer: Issuer, inventory: Inventory) -> None:
     """A target that is ahead of the store means a store restored from an older copy: nothing is issued from it.
 
-    The witness beside the store is asked first: a copy that goes on writing overtakes the target's memory after a
-    while.
+    Other targets are not refused for it, because one target's administrator could make it look so.
     """
-    if broker.store_is_copy():
-        raise Conflict(
-            "the store is not the one that was here before: a restored or changed copy",
-            hint="nothing is issued; revoking works; an operator looks at taskpass doctor",
-            code="store_restored",
-        )
+    resource = EVERYWHERE if broker.store_is_copy() else issuer.target.resource
     with broker.store.read() as unit:
-        epoch, (seq, _) = unit.installation.epoch, unit.audit.head()
-    if inventory.epoch > epoch or inventory.audit_seq > seq:
+        epoch, (seq, _), doubted = unit.installation.epoch, unit.audit.head(), doubts(unit)
+    ahead = inventory.epoch > epoch or inventory.audit_seq > seq
+    if (broker.store_is_copy() or ahead) and resource not in doubted:
+        _record_doubt(broker, resource, inventory)
+    if ahead:
         raise Conflict(
             f"{issuer.target.resource} has seen a later state of this store, so this is a restored copy",
-            hint="nothing is issued; revoking works; an operator decides about the store",
+            hint=_RESTORED_HINT,
+            code="store_restored",
+        )
+    if broker.store_is_copy() or doubted & {EVERYWHERE, resource}:
+        raise Conflict(
+            "the store is not the one that was here before: a restored or changed copy",
+            hint=_RESTORED_HINT,
             code="store_restored",
         )
     if inventory.epoch < epoch:
         issuer.set_epoch(epoch)
+
+
+def doubts(unit: Unit) -> frozenset[str]:
+    """The resources for which this store was found to be a copy since it was adopted last; ``EVERYWHERE`` is all."""
+    found: set[str] = set()
+    for record in unit.audit.about(unit.installation.id):
+        body: dict[str, Any] = json.loads(record.body)
+        if body["event"] == ADOPTED:
+            found.clear()
+        elif body["event"] == DOUBTED:
+            found.add(body["data"]["resource"])
+    return frozenset(found)
+
+
+def _record_doubt(broker: Broker, resource: str, inventory: Inventory) -> None:
+    """Best effort: what cannot be recorded now is found again at the next look."""
+    with contextlib.suppress(StoreUnavailable), broker.store.write() as unit:
+        if resource in doubts(unit):
+            return
+        found: dict[str, object] = {
+            "resource": resource,
+            "epoch": inventory.epoch,
+            "audit_seq": inventory.audit_seq,
+            "last": unit.audit.head()[0],
+        }
+        unit.audit.append(Event(DOUBTED, "broker", {"store": unit.installation.id}, found), broker.now(unit))
 
 
 def _close_if_unexplained(broker: Broker, issuer: Issuer, role: FoundRole) -> bool:

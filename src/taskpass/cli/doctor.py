@@ -46,7 +46,7 @@ def command(directory: Path, as_json: bool) -> int:
     if as_json:
         show_json([asdict(row) for row in rows])
     else:
-        _print(rows)
+        print_rows(rows)
     return verdict(rows)
 
 
@@ -132,7 +132,7 @@ def _resource(name: str, resource: View) -> Iterator[Row]:
         yield Row(f"{check}: {finding['check']}", _SEVERITIES[finding["severity"]], finding["message"], finding["fix"])
 
 
-def _print(rows: list[Row]) -> None:
+def print_rows(rows: list[Row]) -> None:
     for row in rows:
         show(f"{style(f'{row.state:<8}', *_STYLES[row.state])}{visible(row.check)}: {visible(row.message)}")
         for line in row.fix.splitlines():

@@ -20,7 +20,7 @@ from taskpass.core.ids import InstallationId
 GENESIS = "sha256:" + "0" * 64
 
 ADOPTED = "store.adopted"
-"""The one event that may leave numbers out: those that a restored store has lost (ADR 0013)."""
+"""The one event that may leave numbers out: those that a restored store has lost (ADR 0012)."""
 
 
 @dataclass(frozen=True, slots=True)

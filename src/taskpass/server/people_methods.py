@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 from taskpass import __version__
+from taskpass.broker.adopt import adopt, survey
 from taskpass.broker.capabilities import stated
 from taskpass.broker.complete_task import complete_task
 from taskpass.broker.context import Broker
@@ -62,6 +63,8 @@ class PeopleMethods:
             "show_lease": self._show_lease,
             "revoke": self._revoke,
             "write_off": self._write_off,
+            "survey_store": self._survey_store,
+            "adopt_store": self._adopt_store,
             "people": self._people,
             "health": self._health,
         }
@@ -227,6 +230,17 @@ class PeopleMethods:
         reason = accept(params.text("reason"), what="the reason", limit=REASON_BYTES)
         params.done()
         return lease_view(write_off(self._broker, lease_id, actor=self._actor(peer.caller), reason=reason), people=True)
+
+    def _survey_store(self, params: Params, peer: Peer) -> dict[str, object]:
+        params.done()
+        return survey(self._broker).to_json()
+
+    def _adopt_store(self, params: Params, peer: Peer) -> dict[str, object]:
+        mark, without = params.text("mark"), params.texts("without")
+        params.done()
+        done = adopt(self._broker, actor=self._actor(peer.caller), mark=mark, without=without)
+        self._changed.announce()
+        return done.to_json()
 
     def _people(self, params: Params, peer: Peer) -> dict[str, object]:
         params.done()

@@ -167,6 +167,12 @@ def _version(connection: Connection) -> str | None:
     return str(found)
 
 
+def schema_version(store: SqlStore) -> str:
+    """The schema's version; "" if there is none."""
+    with translated(store.database), store.database.engine.connect() as connection:
+        return _version(connection) or ""
+
+
 def _never_set_up() -> StoreUnavailable:
     return StoreUnavailable("the store was never set up", hint="run taskpass init", code="store_missing")
 

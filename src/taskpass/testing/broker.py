@@ -17,6 +17,7 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from taskpass.audit.witness import Witness
 from taskpass.broker.acquire import acquire_access
 from taskpass.broker.context import Broker
 from taskpass.broker.issue_lease import Issued, issue_lease
@@ -318,6 +319,12 @@ class Harness:
     """Holds from the next start on."""
     _pids: Iterator[int] = field(default_factory=lambda: iter(range(5000, 1_000_000)))
 
+    @property
+    def witness(self) -> Witness:
+        witness = self.store.inner.witness
+        assert witness is not None
+        return witness
+
     # The process.
 
     def start(self) -> None:
@@ -353,6 +360,9 @@ class Harness:
             os_user=lambda uid: USERS.get(uid, f"#{uid}"),
             release_reserve=self._release_reserve,
             runtime_directory="/run/taskpass",
+            store_is_copy=lambda: self.witness.contradicted,
+            witnessed=self.witness.seen,
+            accept_store=self.witness.adopt,
         )
         self.sweeper = Sweeper(
             self.broker,

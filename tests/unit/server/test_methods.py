@@ -51,10 +51,12 @@ PEOPLE = {
     "show_lease": {"lease": LSE},
     "revoke": {"level": "all", "value": "", "dry_run": True, "reason": ""},
     "write_off": {"lease": LSE, "reason": "gone"},
+    "survey_store": {},
+    "adopt_store": {"mark": "sha256:0", "without": []},
     "people": {},
     "health": {},
 }
-DECIDING = {"challenge", "vote", "revoke", "write_off", "people", "health", "show_request", "requests"}
+DECIDING = {"challenge", "vote", "revoke", "write_off", "adopt_store", "people", "health", "show_request", "requests"}
 
 
 @pytest.fixture

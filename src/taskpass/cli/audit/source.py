@@ -40,7 +40,7 @@ def open_source(directory: Path, export: Path | None, *, after: int = 0) -> Gene
             found = read_export(stream)
             yield Source(found.installation, found.keys, found.records, found.start)
         return
-    address, reviewers = _configured(directory)
+    address, reviewers = configured(directory)
     store = open_reader(address)
     try:
         with store.read() as unit:
@@ -51,7 +51,7 @@ def open_source(directory: Path, export: Path | None, *, after: int = 0) -> Gene
         store.close()
 
 
-def _configured(directory: Path) -> tuple[str, dict[str, str] | None]:
+def configured(directory: Path) -> tuple[str, dict[str, str] | None]:
     """The store's address, and the reviewers' keys. A broken configuration must not stop an auditor."""
     try:
         config = load(directory)
