@@ -76,7 +76,7 @@ class Enrolling:
         Raises ``TargetUnfit`` with what a DBA has to do, and then leaves target and directory as they were.
         """
         login = enrol.read_login(admin.reveal())
-        with enrol.connected(login) as connection:
+        with enrol.connected(login, self._entropy) as connection:
             found = enrol.survey(connection)
             resource = self._resource(wanted, login, found)
             password, known = self._password(resource)
@@ -95,7 +95,7 @@ class Enrolling:
         """Continue after a DBA has run the script: ``own`` is an address, with or without the broker's password."""
         login = enrol.read_login(_with_user(own.reveal(), kit.broker_login(self._installation)))
         password = login.password or self._pending(wanted, login)
-        with enrol.connected(replace(login, password=password)) as connection:
+        with enrol.connected(replace(login, password=password), self._entropy) as connection:
             found = enrol.survey(connection)
         return self._keep(self._resource(wanted, login, found), password, found, [])
 

@@ -7,6 +7,7 @@ those, after this.
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,8 +24,9 @@ from taskpass.core.ids import InstallationId
 from taskpass.core.lease import Target
 from taskpass.core.secret import Secret
 from taskpass.issuers.base import Finding, Severity
-from taskpass.issuers.postgres import kit, preflight, scram
+from taskpass.issuers.postgres import kit, preflight, probe, scram
 from taskpass.issuers.postgres.issuer import PostgresIssuer
+from taskpass.wire.postgres.login import Refused
 
 Connection = psycopg.Connection[Any]
 
@@ -94,16 +96,16 @@ class Survey:
 
 
 @contextmanager
-def connected(login: Login) -> Generator[Connection]:
+def connected(login: Login, entropy: Entropy) -> Generator[Connection]:
     """One connection with ``login`` for the length of the block. Errors are ours and hold nothing of the login."""
-    connection = _connect(login)
+    connection = _connect(login, entropy)
     try:
         yield connection
     finally:
         connection.close()
 
 
-def _connect(login: Login) -> Connection:
+def _connect(login: Login, entropy: Entropy) -> Connection:
     address = parse_address(login.address)
     tls: dict[str, Any] = {"sslmode": "verify-full", "sslrootcert": login.ca} if login.ca else {"sslmode": "disable"}
     secret: dict[str, Any] = {"password": login.password.reveal()} if login.password else {}
@@ -122,24 +124,34 @@ def _connect(login: Login) -> Connection:
             **secret,
             **tls,
         )
-    except psycopg.Error as error:
-        raise _refused(error, tls="ca" if login.ca else "") from None
+    except psycopg.Error:
+        raise _why(login, entropy) from None
 
 
-def _refused(error: psycopg.Error, *, tls: str) -> TargetUnavailable | TargetUnfit:
-    """The driver's text may repeat the login, so only its kind is told."""
-    words = str(error).lower()
-    if error.sqlstate in ("28P01", "28000") or "password" in words or "authentication" in words:
-        return TargetUnavailable("the server refuses this login", hint="check user and password", code="target_auth")
-    if tls and ("certificate" in words or "ssl" in words):
+def _why(login: Login, entropy: Entropy) -> TargetUnavailable | TargetUnfit:
+    """Why a login failed. The driver only has a text, in the server's language and perhaps with parts of the login, so
+    the server is asked once more on the wire, where the answer is a code.
+    """
+    try:
+        outcome = probe.converse(
+            probe.Place(login.address, login.ca), login.user, login.password or Secret(""), entropy
+        )
+    except (ssl.SSLError, probe.NoTls):
         return TargetUnfit(
             "the server's certificate cannot be verified, or it speaks no TLS",
             hint="name the authority's file: sslrootcert=/path/ca.pem; TLS is always verified in full",
             code="target_tls",
         )
-    if error.sqlstate == "3D000" or "does not exist" in words:
-        return TargetUnfit("there is no such database or role on the server", code="target_absent")
-    return TargetUnavailable("the server cannot be reached", hint="check host and port, and that it runs")
+    except (OSError, ValueError):
+        return TargetUnavailable("the server cannot be reached", hint="check host and port, and that it runs")
+    state = outcome.sqlstate if isinstance(outcome, Refused) else ""
+    if state in ("28P01", "28000"):
+        return TargetUnavailable("the server refuses this login", hint="check user and password", code="target_auth")
+    if state == "3D000":
+        return TargetUnfit("there is no such database on the server", code="target_absent")
+    return TargetUnavailable(
+        f"the server does not let anybody in now ({state or 'no code'})", hint="try again, or look into its log"
+    )
 
 
 def survey(connection: Connection) -> Survey:

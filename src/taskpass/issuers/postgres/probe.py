@@ -37,6 +37,18 @@ class Place:
 
 def attempt(place: Place, role: RoleName, secret: Secret, entropy: Entropy) -> Outcome:
     """One login. Raises ``TargetUnavailable`` if there is no server, or no trusted one, at the place."""
+    try:
+        return converse(place, role, secret, entropy)
+    except (OSError, ssl.SSLError):
+        raise TargetUnavailable("the server to prove it on does not answer") from None
+
+
+class NoTls(OSError):
+    """The server does not offer TLS where it is asked for."""
+
+
+def converse(place: Place, role: str, secret: Secret, entropy: Entropy) -> Outcome:
+    """One login of any role. Raises ``OSError`` if nobody answers, ``NoTls`` or ``ssl.SSLError`` for no trusted TLS."""
     address = parse_address(place.address)
     login = Login(
         user=role,
@@ -45,11 +57,8 @@ def attempt(place: Place, role: RoleName, secret: Secret, entropy: Entropy) -> O
         nonce=base64.b64encode(entropy.bytes(18)).decode(),
         parameters={"application_name": "taskpass"},
     )
-    try:
-        with _connect(address, place.ca) as stream:
-            return _drive(login, stream)
-    except (OSError, ssl.SSLError):
-        raise TargetUnavailable("the server to prove it on does not answer") from None
+    with _connect(address, place.ca) as stream:
+        return _drive(login, stream)
 
 
 def prove_refused(place: Place, role: RoleName, secret: Secret, entropy: Entropy) -> str:
@@ -107,7 +116,7 @@ def _connect(address: Address, ca: str) -> socket.socket:
 def _secure(stream: socket.socket, host: str, ca: str) -> socket.socket:
     stream.sendall(ssl_request())
     if stream.recv(1) != b"S":
-        raise OSError("the server offers no TLS")
+        raise NoTls("the server offers no TLS")
     context = ssl.create_default_context(cafile=None if ca == "system" else ca)
     return context.wrap_socket(stream, server_hostname=host)
 
