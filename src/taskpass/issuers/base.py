@@ -26,7 +26,7 @@ from taskpass.core.decision import Delivery
 from taskpass.core.ids import InstallationId, LeaseId, RoleName
 from taskpass.core.lease import Target
 from taskpass.core.limits import Enforced, Limits
-from taskpass.core.manifest import Manifest
+from taskpass.core.manifest import Manifest, Migration
 from taskpass.core.scope import Level, Scope
 from taskpass.core.script import Script
 from taskpass.core.secret import Secret
@@ -281,12 +281,18 @@ class Migrator(Issuer, Protocol):
         """
         ...
 
-    def run_script(self, role: RoleName, secret: Secret, text: str, tell: Callable[[Progress], None]) -> Ran:
-        """Log in as the lease and run ``text``; blocks for as long as it takes, or until the lease is closed.
+    def run_script(
+        self, role: RoleName, secret: Secret, owner: str, text: str, tell: Callable[[Progress], None]
+    ) -> Ran:
+        """Log in as the lease and run ``text`` as ``owner``; blocks as long as it takes, or until the lease is closed.
 
         A statement that fails is told and ends the run; it is no error of this call. Raises ``TargetUnavailable`` if
         the lease could not log in; then nothing was run.
         """
+        ...
+
+    def session_settings(self, migration: Migration) -> Mapping[str, str]:
+        """Settings with which each session of a hands-on lease must start, whatever its client asks for."""
         ...
 
     def snapshot(self) -> Snapshot:

@@ -4,10 +4,10 @@ DO $do$ DECLARE
 BEGIN
     FOR login IN SELECT b.login FROM taskpass.broker b JOIN pg_roles r ON r.rolname = b.login ORDER BY 1 LOOP
         EXECUTE format('GRANT USAGE ON SCHEMA taskpass TO %I', login);
-        EXECUTE format('GRANT SELECT ON taskpass.ceiling, taskpass.kit_version TO %I', login);
+        EXECUTE format('GRANT SELECT ON taskpass.ceiling, taskpass.owner, taskpass.kit_version TO %I', login);
         EXECUTE format('GRANT EXECUTE ON FUNCTION taskpass.issue, taskpass.enable, taskpass.close, taskpass.sweep, taskpass.lend,'
                        ' taskpass.seal, taskpass.clean, taskpass.tidy, taskpass.seen, taskpass.set_epoch, taskpass.rehearse,'
-                       ' taskpass.version TO %I', login);
+                       ' taskpass.version, taskpass.issue_owner, taskpass.judge_owner TO %I', login);
     END LOOP;
 END $do$;
 DO $do$ DECLARE

@@ -38,10 +38,14 @@ _SETTINGS = (
 
 @dataclass(frozen=True, slots=True)
 class BrokerLogin:
-    """Who the broker is in the target. Without ``password`` the server must prove us otherwise (peer, cert)."""
+    """Who the broker is in the target. Without ``password`` the server must prove us otherwise (peer, cert).
+
+    ``settings`` are those of the sessions, as options of the start-up.
+    """
 
     user: str
     password: Secret | None = field(repr=False, default=None)
+    settings: str = _SETTINGS
 
 
 class Connections:
@@ -155,7 +159,7 @@ class Connections:
             "dbname": address.database,
             "user": self._login.user,
             "application_name": "taskpass",
-            "options": _SETTINGS,
+            "options": self._login.settings,
             "connect_timeout": _CONNECT_SECONDS,
             "keepalives_idle": 10,
             "keepalives_interval": 5,
@@ -207,6 +211,8 @@ def _ours(doing: str, error: psycopg.Error) -> TaskpassError:
         return ManifestChanged(f"{doing}: {words}", hint="ask again: the database changed")
     if state == "TP005":
         return TargetUnfit(f"{doing}: {words}", hint=error.diag.message_hint or "", code="kit_grant")
+    if state == "TP007":
+        return TargetUnfit(f"{doing}: {words}", hint="'taskpass doctor' prints the SQL for it", code="owner_unfit")
     if state == "TP006":
         return Conflict(f"{doing}: {words}", code="lease_ended")
     if state in _KIT_MISSING:

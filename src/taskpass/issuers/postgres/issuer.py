@@ -9,25 +9,39 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
 import psycopg
 
+from taskpass.core.aftermath import Ran
 from taskpass.core.clock import Clock, Entropy, Instant
 from taskpass.core.errors import InvalidInput, ManifestChanged, TargetUnavailable, TargetUnfit, TaskpassError
 from taskpass.core.ids import InstallationId, LeaseId, RoleName, lease_of_role, new_id, role_name
 from taskpass.core.lease import Target
 from taskpass.core.limits import BOUNDS, Enforced
-from taskpass.core.manifest import Manifest, is_within
+from taskpass.core.manifest import Manifest, Migration, is_within
 from taskpass.core.scope import Level, Scope
+from taskpass.core.script import Script
 from taskpass.core.secret import Secret
-from taskpass.issuers.base import Capabilities, Finding, FoundRole, Inventory, Order, RevocationSpeed, Severity, Taken
-from taskpass.issuers.postgres import catalogue, kit, nodes, preflight, scram
+from taskpass.core.widening import Snapshot
+from taskpass.issuers.base import (
+    Capabilities,
+    Finding,
+    FoundRole,
+    Inventory,
+    Order,
+    Progress,
+    RevocationSpeed,
+    Severity,
+    Taken,
+)
+from taskpass.issuers.postgres import catalogue, kit, migrate, nodes, preflight, scram
 from taskpass.issuers.postgres.close import Closing
 from taskpass.issuers.postgres.connection import MET_ANOTHER, BrokerLogin, Connection, Connections, driver_errors
 from taskpass.issuers.postgres.probe import Place, control
+from taskpass.issuers.postgres.script import split
 
 UNUSED_SECONDS = 600
 """How long a role that holds a manifest's rights stays after its last lease, without login and without members.
@@ -76,8 +90,13 @@ class PostgresIssuer:
             "connections": Enforced.TARGET,
             "temp_megabytes": Enforced.NONE,
         }
-        data = level is not Level.READ
-        return replace(CAPABILITIES, changes_data=data, limits=limits, unlisted_nodes=self._unlisted)
+        return replace(
+            CAPABILITIES,
+            changes_data=level is not Level.READ,
+            changes_schema=level is Level.MIGRATE,
+            limits=limits,
+            unlisted_nodes=self._unlisted,
+        )
 
     @property
     def target(self) -> Target:
@@ -100,6 +119,8 @@ class PostgresIssuer:
 
     def resolve(self, scope: Scope) -> Manifest:
         with self._connections.use() as connection:
+            if scope.level is Level.MIGRATE:
+                return migrate.resolve(connection, scope)
             return catalogue.resolve(connection, scope)
 
     def estimate_rows(self, manifest: Manifest) -> dict[int, int]:
@@ -138,7 +159,33 @@ class PostgresIssuer:
         if order.manifest.empty:
             raise InvalidInput("there is nothing to grant")
         verifier = scram.verifier(order.secret, self._entropy, iterations=scram.ITERATIONS[order.delivery])
-        _again(lambda: self._create_once(order, verifier))
+        create = self._create_once if order.manifest.migration is None else self._create_owner_once
+        _again(lambda: create(order, verifier))
+
+    def _create_owner_once(self, order: Order, verifier: str) -> None:
+        """As ``_create_once``, for a lease that acts as an owner and has no rights of its own."""
+        warnings: list[str] = []
+        asked = order.manifest.migration
+        assert asked is not None
+        with self._connections.use() as connection, driver_errors("making the account"):
+            heard = _listen(connection, warnings)
+            with connection.transaction():
+                connection.execute(
+                    "SELECT taskpass.issue_owner(%s, %s, %s, %s, %s, %s)",
+                    [
+                        order.lease,
+                        asked.owner_oid,
+                        verifier,
+                        order.lifetime,
+                        order.limits.connections,
+                        order.audit_head,
+                    ],
+                )
+                if warnings:
+                    raise TargetUnfit("the target warned while granting, so not all was granted", code="kit_grant")
+                if migrate.resolve(connection, order.scope).digest() != order.asked:
+                    raise ManifestChanged("the database changed since this was decided", hint="ask again")
+            connection.remove_notice_handler(heard)
 
     def _create_once(self, order: Order, verifier: str) -> None:
         warnings: list[str] = []
@@ -181,6 +228,29 @@ class PostgresIssuer:
                 connection.execute("SELECT taskpass.enable(%s, %s, %s)", [lease, lifetime, audit_head])
 
         _again(once)
+
+    # ---- migrating ----
+
+    def read_script(self, text: str) -> Script:
+        return split(text).script
+
+    def snapshot(self) -> Snapshot:
+        with self._connections.use() as connection:
+            return migrate.take_snapshot(connection)
+
+    def session_settings(self, migration: Migration) -> Mapping[str, str]:
+        return {"role": migration.owner}
+
+    def run_script(
+        self, role: RoleName, secret: Secret, owner: str, text: str, tell: Callable[[Progress], None]
+    ) -> Ran:
+        self._own(role)
+        own = Connections(self._target, BrokerLogin(role, secret, migrate.settings(owner)))
+        try:
+            with own.use() as connection:
+                return migrate.Run(connection, split(text), tell)()
+        finally:
+            own.close()
 
     # ---- taking back ----
 

@@ -26,6 +26,7 @@ OLDEST = 150000
 """The oldest ``server_version_num`` that the kit was measured on."""
 
 MOST_LIVE = 50
+MOST_LIVE_MIGRATIONS = 2
 
 _INSTALLATION = re.compile(r"[0-9a-hjkmnp-tv-z]{8}")
 
@@ -37,6 +38,7 @@ class Enrolment:
     ``verifier`` is the SCRAM verifier of the broker's login, or empty if it proves itself without a password (peer,
     cert). ``tables`` and ``exclude`` are patterns as in a resource's access; they become rows of ``taskpass.ceiling``,
     which the DBA may edit afterwards (rows that exist are left alone). ``longest_seconds`` is one lease's whole life.
+    ``owners`` are the roles that migrations may run as; they become rows of ``taskpass.owner``.
     """
 
     installation: InstallationId
@@ -45,6 +47,7 @@ class Enrolment:
     exclude: tuple[str, ...] = ()
     longest_seconds: int = ABSOLUTE_MAX_TTL
     most_live: int = MOST_LIVE
+    owners: tuple[str, ...] = ()
 
 
 def broker_login(installation: InstallationId) -> str:
@@ -63,12 +66,21 @@ def install_sql(server_version: int, enrolment: Enrolment) -> str:
         raise InvalidInput("Taskpass needs PostgreSQL 15 or newer")
     if not enrolment.tables:
         raise InvalidInput("an enrolment names at least one table pattern")
-    return "\n".join((_file("kit.sql"), _login(enrolment), _enrol(enrolment), _file("brokers.sql"), _file("reach.sql")))
+    return "\n".join(
+        (
+            _file("kit.sql"),
+            _login(enrolment),
+            _enrol(enrolment),
+            _file("brokers.sql"),
+            _file("owners.sql"),
+            _file("reach.sql"),
+        )
+    )
 
 
 def upgrade_sql() -> str:
     """For the DBA: brings a kit of any earlier version to this one. May run again; refuses a newer kit and none."""
-    return "\n".join((_file("kit.sql"), _UPGRADE, _file("brokers.sql"), _file("reach.sql")))
+    return "\n".join((_file("kit.sql"), _UPGRADE, _file("brokers.sql"), _file("owners.sql"), _file("reach.sql")))
 
 
 def uninstall_sql() -> str:
@@ -130,6 +142,10 @@ def _enrol(enrolment: Enrolment) -> str:
         sql.SQL("    ({}, {}, 'SELECT', {}, {})").format(*map(_text, pattern(text).split(".", 1)), longest, most)
         for text, longest, most in rows
     ]
+    owners = [
+        sql.SQL(_OWNER).format(_text(owner), enrolment.longest_seconds, MOST_LIVE_MIGRATIONS)
+        for owner in enrolment.owners
+    ]
     return (
         sql.SQL(_ENROL)
         .format(
@@ -138,8 +154,12 @@ def _enrol(enrolment: Enrolment) -> str:
             rows=sql.SQL(",\n").join(lines),
         )
         .as_string(None)
-    )
+    ) + "".join(owner.as_string(None) for owner in owners)
 
+
+_OWNER = """\
+INSERT INTO taskpass.owner (role, longest_seconds, most_live) VALUES ({}, {}, {}) ON CONFLICT DO NOTHING;
+"""
 
 _VISIBLE = """
 SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace

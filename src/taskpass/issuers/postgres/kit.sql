@@ -7,7 +7,8 @@
 -- owner of this schema can change. Every issue, enable and close writes one line to the server's log.
 --
 -- Errors: TP001 malformed argument, TP002 caller not enrolled, TP003 above the ceiling, TP004 object changed or gone,
--- TP005 rights are not exactly the wanted ones, TP006 the lease's state does not allow it.
+-- TP005 rights are not exactly the wanted ones, TP006 the lease's state does not allow it, TP007 the
+-- owner is not fit to be migrated as.
 --
 -- Versions: tables are made as version 1 had them and then altered, below, by statements that may run again. Routines
 -- are dropped and made anew. What takes access away (close, sweep, lend, seal, clean) keeps its parameters and results
@@ -108,6 +109,15 @@ CREATE TABLE IF NOT EXISTS taskpass.manifest (
 ALTER TABLE taskpass.lease ADD COLUMN IF NOT EXISTS head text NOT NULL DEFAULT '';
 ALTER TABLE taskpass.broker DROP CONSTRAINT IF EXISTS broker_installation_key;
 
+-- As whom migrations may run, for how long, and how many at a time: the DBA's consent, without which no lease acts as an
+-- owner. A lease that does has the owner's oid in `owner`, and no rights of its own.
+CREATE TABLE IF NOT EXISTS taskpass.owner (
+    role            name PRIMARY KEY,
+    longest_seconds integer NOT NULL CHECK (longest_seconds >= 0),
+    most_live       integer NOT NULL CHECK (most_live >= 0)
+);
+ALTER TABLE taskpass.lease ADD COLUMN IF NOT EXISTS owner oid;
+
 -- Nothing of an earlier version stays callable. Whatever is called at this moment is tried again by its broker.
 DROP VIEW IF EXISTS taskpass.leases;
 DO $do$ DECLARE
@@ -121,7 +131,7 @@ END $do$;
 
 GRANT USAGE ON SCHEMA taskpass TO taskpass_kit;
 GRANT SELECT, INSERT, UPDATE, DELETE ON taskpass.manifest TO taskpass_kit;
-GRANT SELECT ON taskpass.broker, taskpass.ceiling, taskpass.kit_version TO taskpass_kit;
+GRANT SELECT ON taskpass.broker, taskpass.ceiling, taskpass.owner, taskpass.kit_version TO taskpass_kit;
 GRANT UPDATE (epoch) ON taskpass.broker TO taskpass_kit;
 GRANT SELECT, INSERT, UPDATE, DELETE ON taskpass.lease TO taskpass_kit;
 GRANT SELECT, UPDATE ON taskpass.gate TO taskpass_kit;
@@ -463,6 +473,102 @@ BEGIN
     RETURN lease_oid;
 END $kit$;
 
+-- Why `owner` may not be migrated as, or NULL. An owner that can log in would let a migration set its password, and what
+-- an owner is a member of, a migration can become.
+CREATE OR REPLACE FUNCTION taskpass.unfit_owner(owner oid) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $kit$
+DECLARE
+    candidate record;
+BEGIN
+    FOR candidate IN
+        WITH RECURSIVE becomes(role) AS (
+            SELECT unfit_owner.owner UNION SELECT m.roleid FROM pg_auth_members m JOIN becomes b ON m.member = b.role)
+        SELECT r.*, r.oid = unfit_owner.owner AS itself FROM becomes b JOIN pg_roles r ON r.oid = b.role ORDER BY itself DESC, r.rolname
+    LOOP
+        IF candidate.rolcanlogin AND candidate.itself THEN
+            RETURN 'can log in';
+        ELSIF candidate.rolsuper OR candidate.rolcreaterole OR candidate.rolcreatedb OR candidate.rolreplication
+              OR candidate.rolbypassrls OR candidate.rolcanlogin OR candidate.rolname ~ '^(pg_|taskpass_|tpm?_)'
+              OR candidate.oid = (SELECT n.nspowner FROM pg_namespace n WHERE n.nspname = 'taskpass') THEN
+            RETURN CASE WHEN candidate.itself THEN 'is SUPERUSER, CREATEROLE, CREATEDB, REPLICATION or BYPASSRLS, or owns the kit'
+                        ELSE format('can become %I', candidate.rolname) END;
+        END IF;
+    END LOOP;
+    RETURN CASE WHEN candidate IS NULL THEN 'does not exist' END;
+END $kit$;
+
+-- Refuses a migration as `owner` unless the DBA allowed it, for that long and that many at a time. Returns its name.
+CREATE OR REPLACE FUNCTION taskpass.demand_owner(lease text, owner oid, seconds integer) RETURNS name
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $kit$
+DECLARE
+    known record;
+    unfit text := taskpass.unfit_owner(owner);
+BEGIN
+    IF seconds IS NULL OR seconds < 1 THEN
+        RAISE EXCEPTION 'taskpass: a lease lives at least one second' USING ERRCODE = 'TP001';
+    END IF;
+    SELECT r.rolname, o.longest_seconds, o.most_live INTO known
+      FROM pg_roles r LEFT JOIN taskpass.owner o ON o.role = r.rolname WHERE r.oid = demand_owner.owner;
+    IF unfit IS NOT NULL THEN
+        RAISE EXCEPTION 'taskpass: the owner % %', coalesce(known.rolname, owner::text), unfit USING ERRCODE = 'TP007';
+    ELSIF known.longest_seconds IS NULL THEN
+        RAISE EXCEPTION 'taskpass: % is not in taskpass.owner', known.rolname USING ERRCODE = 'TP003';
+    ELSIF known.longest_seconds < seconds THEN
+        RAISE EXCEPTION 'taskpass: the ceiling of % is % seconds', known.rolname, known.longest_seconds USING ERRCODE = 'TP003';
+    ELSIF known.most_live <= (SELECT count(*) FROM taskpass.lease l WHERE l.owner = demand_owner.owner
+                                 AND l.state IN ('created', 'enabled') AND l.lease <> demand_owner.lease) THEN
+        RAISE EXCEPTION 'taskpass: the ceiling is % live migrations', known.most_live USING ERRCODE = 'TP003';
+    END IF;
+    RETURN known.rolname;
+END $kit$;
+
+-- Makes or re-keys the role of a migrate lease, without login. The broker starts its sessions with the setting `role`, so
+-- that what they make is the owner's, and no RESET leads elsewhere (a routine like this one may not store that setting).
+-- Without it they have no right at all: INHERIT FALSE also keeps the lease from taking what is the owner's for itself.
+CREATE OR REPLACE FUNCTION taskpass.make_owner(lease text, owner oid, owner_name name, verifier text, seconds integer, connections integer, head text)
+RETURNS oid
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET timezone = 'UTC' SET datestyle = 'ISO' AS $kit$
+DECLARE
+    lease_role name := taskpass.role_of(lease);
+    lease_oid oid;
+    modern boolean := current_setting('server_version_num')::integer >= 160000;
+    known taskpass.lease;
+BEGIN
+    INSERT INTO taskpass.lease AS l (installation, lease, state, owner)
+        VALUES (taskpass.caller(), make_owner.lease, 'created', make_owner.owner) ON CONFLICT ON CONSTRAINT lease_pkey DO NOTHING;
+    SELECT * INTO known FROM taskpass.lease l WHERE l.installation = taskpass.caller() AND l.lease = make_owner.lease FOR UPDATE;
+    IF known.state NOT IN ('created', 'enabled') OR known.owner IS DISTINCT FROM make_owner.owner THEN
+        RAISE EXCEPTION 'taskpass: the lease is closing, closed or has other rights' USING ERRCODE = 'TP006';
+    END IF;
+    SELECT oid INTO lease_oid FROM pg_roles WHERE rolname = lease_role;
+    IF lease_oid IS NULL THEN
+        IF modern THEN
+            PERFORM set_config('createrole_self_grant', 'set, inherit', true);
+        END IF;
+        EXECUTE format('CREATE ROLE %I NOLOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS NOINHERIT', lease_role);
+        SELECT oid INTO lease_oid FROM pg_roles WHERE rolname = lease_role;
+        EXECUTE format('COMMENT ON ROLE %I IS %L', lease_role, lease);
+        IF modern THEN
+            EXECUTE format('GRANT %I TO %I WITH INHERIT FALSE, SET TRUE', owner_name, lease_role);
+        ELSE
+            EXECUTE format('GRANT %I TO %I', lease_role, current_user);
+            EXECUTE format('GRANT %I TO %I', owner_name, lease_role);
+        END IF;
+        EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), lease_role);
+        EXECUTE format('ALTER ROLE %I SET lock_timeout = ''5s''', lease_role);
+        EXECUTE format('ALTER ROLE %I SET idle_in_transaction_session_timeout = ''60s''', lease_role);
+        EXECUTE format('ALTER ROLE %I SET idle_session_timeout = ''600s''', lease_role);
+    END IF;
+    EXECUTE format('ALTER ROLE %I NOLOGIN CONNECTION LIMIT %s PASSWORD %L VALID UNTIL %L', lease_role, connections, verifier,
+                   clock_timestamp() + make_interval(secs => seconds));
+    PERFORM taskpass.demand_exact(lease_oid, '[]');
+    PERFORM taskpass.demand_membership(lease_oid, owner);
+    UPDATE taskpass.lease l SET role = lease_oid, state = 'created', changed_at = clock_timestamp(),
+           head_seq = greatest(l.head_seq, taskpass.seq(make_owner.head)), head = taskpass.later(l.head, make_owner.head)
+     WHERE l.installation = known.installation AND l.lease = known.lease;
+    RETURN lease_oid;
+END $kit$;
+
 -- ----------------------------------------------------------------------------------------------- the broker's routines
 
 -- Creates the role of a lease without login, with exactly `rights` ([{"oid", "columns", "verbs"}]).
@@ -487,6 +593,34 @@ BEGIN
     RETURN made;
 END $kit$;
 
+-- Creates the role of a migrate lease without login. It can become `owner`, and nothing else.
+CREATE OR REPLACE FUNCTION taskpass.issue_owner(lease text, owner oid, verifier text, seconds integer, connections integer, head text)
+RETURNS oid
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $kit$
+DECLARE
+    made oid;
+BEGIN
+    PERFORM taskpass.demand_verifier(verifier);
+    PERFORM taskpass.demand_fresh_snapshots();
+    IF connections IS NULL OR connections NOT BETWEEN 1 AND 50 THEN
+        RAISE EXCEPTION 'taskpass: not 1 to 50 connections' USING ERRCODE = 'TP001';
+    END IF;
+    LOCK TABLE taskpass.gate IN EXCLUSIVE MODE;
+    made := taskpass.make_owner(lease, owner, taskpass.demand_owner(lease, owner, seconds), verifier, seconds, connections, head);
+    RAISE LOG 'taskpass: issue_owner installation=% lease=% seconds=% owner=% head=%',
+        taskpass.caller(), lease, seconds, owner, head;
+    RETURN made;
+END $kit$;
+
+-- For people: why the role may not be migrated as; '' if only the DBA's consent is missing, NULL if nothing is.
+CREATE OR REPLACE FUNCTION taskpass.judge_owner(owner name) RETURNS text
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $kit$
+BEGIN
+    PERFORM taskpass.caller();
+    RETURN coalesce(taskpass.unfit_owner((SELECT r.oid FROM pg_roles r WHERE r.rolname = owner)),
+                    CASE WHEN NOT EXISTS (SELECT FROM taskpass.owner o WHERE o.role = judge_owner.owner) THEN '' END);
+END $kit$;
+
 -- Lets the role log in for `seconds` from now by this server's clock; also a renewal. The ceiling is asked again.
 CREATE OR REPLACE FUNCTION taskpass.enable(lease text, seconds integer, head text) RETURNS timestamptz
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s'
@@ -499,12 +633,16 @@ DECLARE
 BEGIN
     PERFORM taskpass.demand_fresh_snapshots();
     SELECT * INTO known FROM taskpass.lease l WHERE l.installation = taskpass.caller() AND l.lease = enable.lease FOR UPDATE;
-    IF known.state IS NULL OR known.state NOT IN ('created', 'enabled') OR known.rights = '[]'
+    IF known.state IS NULL OR known.state NOT IN ('created', 'enabled') OR (known.rights = '[]' AND known.owner IS NULL)
        OR known.role IS DISTINCT FROM (SELECT oid FROM pg_roles WHERE rolname = lease_role) THEN
         RAISE EXCEPTION 'taskpass: the lease was not issued here, or is closing or closed' USING ERRCODE = 'TP006';
     END IF;
     lived := ceil(extract(epoch FROM clock_timestamp() - coalesce(known.started_at, clock_timestamp())));
-    PERFORM taskpass.demand_below_ceiling(lease, known.rights, lived + seconds);
+    IF known.owner IS NULL THEN
+        PERFORM taskpass.demand_below_ceiling(lease, known.rights, lived + seconds);
+    ELSE
+        PERFORM taskpass.demand_owner(lease, known.owner, lived + seconds);
+    END IF;
     EXECUTE format('ALTER ROLE %I LOGIN VALID UNTIL %L', lease_role, until);
     UPDATE taskpass.lease l SET state = 'enabled', changed_at = clock_timestamp(),
            started_at = coalesce(known.started_at, clock_timestamp()),
@@ -700,7 +838,7 @@ BEGIN
     PERFORM taskpass.demand_verifier(verifier);
     PERFORM taskpass.demand_fresh_snapshots();
     LOCK TABLE taskpass.gate IN EXCLUSIVE MODE;
-    IF (SELECT count(*) FROM taskpass.lease l WHERE l.installation = taskpass.caller() AND l.rights = '[]'
+    IF (SELECT count(*) FROM taskpass.lease l WHERE l.installation = taskpass.caller() AND l.rights = '[]' AND l.owner IS NULL
            AND l.state = 'created' AND l.lease <> rehearse.lease) >= 5 THEN
         RAISE EXCEPTION 'taskpass: five rehearsals are not closed yet' USING ERRCODE = 'TP003';
     END IF;
