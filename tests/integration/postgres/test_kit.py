@@ -140,6 +140,8 @@ def test_every_routine_belongs_to_the_kit_and_only_the_offered_ones_are_the_brok
             "seen",
             "set_epoch",
             "rehearse",
+            "issue_owner",
+            "judge_owner",
             "version",
         )
     }
