@@ -169,9 +169,9 @@ def _is_known(unit: Unit, role: FoundRole) -> bool:
 def adopt(broker: Broker, *, actor: str, mark: str, without: Collection[str] = ()) -> Adopted:
     """Adopt the store as it is, if all is still as the person was shown it (``mark`` of the ``Survey``).
 
-    Every target must answer, but for the resources in ``without``, which do not count: one that remembers more than
-    the adopted store goes on refusing it. Idempotent if it is cut off: what is left is shown and adopted again. Raises
-    ``Conflict`` with code store_not_restored or adoption_changed, ``InvalidInput``, ``TargetUnavailable`` or
+    Every target must answer, but for the resources in ``without``, which do not count: nothing is issued from them
+    until the store is adopted with them too. Idempotent if it is cut off: what is left is shown and adopted again.
+    Raises ``Conflict`` with code store_not_restored or adoption_changed, ``InvalidInput``, ``TargetUnavailable`` or
     ``StoreUnavailable``.
     """
     found = survey(broker)

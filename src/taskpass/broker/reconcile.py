@@ -106,12 +106,15 @@ def demand_known_store(broker: Broker, issuer: Issuer, inventory: Inventory) -> 
 
 
 def doubts(unit: Unit) -> frozenset[str]:
-    """The resources for which this store was found to be a copy since it was adopted last; ``EVERYWHERE`` is all."""
+    """The resources for which this store counts as a copy; ``EVERYWHERE`` is all.
+
+    Those for which it was found to be one since it was adopted last, and those that were left out then.
+    """
     found: set[str] = set()
     for record in unit.audit.about(unit.installation.id):
         body: dict[str, Any] = json.loads(record.body)
         if body["event"] == ADOPTED:
-            found.clear()
+            found = set(body["data"]["without"])
         elif body["event"] == DOUBTED:
             found.add(body["data"]["resource"])
     return frozenset(found)
