@@ -23,6 +23,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from taskpass.core.aftermath import Aftermath, AftermathEvent, AftermathState
 from taskpass.core.approval import Approval
 from taskpass.core.audit import Event, Record
 from taskpass.core.budgets import Used
@@ -202,6 +203,43 @@ class Leases(Protocol):
         ...
 
 
+class Aftermaths(Protocol):
+    """What migrations left in their databases, one for each migrate lease."""
+
+    def add(self, aftermath: Aftermath) -> None:
+        """``aftermath.state`` must be ``open``."""
+        ...
+
+    def get(self, lease_id: LeaseId) -> Aftermath: ...
+    def advance(self, lease_id: LeaseId, event: AftermathEvent, **changes: Any) -> Aftermath:
+        """Apply ``event``, set the fields in ``changes`` in the same step, and forget ``before``."""
+        ...
+
+    def note(self, lease_id: LeaseId, **changes: Any) -> Aftermath:
+        """Set ``ran``, ``error`` or ``looked_at`` without a transition."""
+        ...
+
+    def list(
+        self, *, states: Iterable[AftermathState] | None = None, task: TaskId | None = None, limit: int | None = None
+    ) -> list[Aftermath]:
+        """Newest first."""
+        ...
+
+    def blocking(self, cluster: str, database: int) -> list[Aftermath]:
+        """Those of that database that are neither clean nor decided."""
+        ...
+
+
+class Scripts(Protocol):
+    """Migration files by the digest of their bytes."""
+
+    def add(self, digest: str, text: str) -> None:
+        """Idempotent."""
+        ...
+
+    def get(self, digest: str) -> str: ...
+
+
 class Audit(Protocol):
     def append(self, event: Event, at: Instant, *, above: int = 0) -> Record:
         """Chain, sign and insert ``event``; durable with the unit of work.
@@ -239,6 +277,10 @@ class Unit(Protocol):
     def grants(self) -> Grants: ...
     @property
     def leases(self) -> Leases: ...
+    @property
+    def aftermaths(self) -> Aftermaths: ...
+    @property
+    def scripts(self) -> Scripts: ...
     @property
     def audit(self) -> Audit: ...
     def see_time(self, now: Instant) -> Instant:

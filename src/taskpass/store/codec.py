@@ -11,6 +11,7 @@ from functools import wraps
 from typing import Any, TypeVar
 
 from taskpass.core import digest
+from taskpass.core.aftermath import Aftermath, AftermathState, Ran
 from taskpass.core.approval import Approval, Method, Verdict
 from taskpass.core.decision import Decision, Delivery, Obligations, Outcome
 from taskpass.core.errors import InvalidInput, StoreUnavailable
@@ -22,6 +23,7 @@ from taskpass.core.request import AccessRequest, RequestState
 from taskpass.core.scope import Scope
 from taskpass.core.separation import Environment, Separation
 from taskpass.core.task import Principal, Task, TaskState
+from taskpass.core.widening import Item, Widening, snapshot
 from taskpass.store.base import Run
 from taskpass.store.session import Row
 
@@ -250,6 +252,50 @@ def lease_row(lease: Lease) -> dict[str, Any]:
         "last_error": lease.last_error,
         "incidents": lease.incidents,
     }
+
+
+def aftermath_row(aftermath: Aftermath) -> dict[str, Any]:
+    return {
+        "id": aftermath.lease,
+        "task": aftermath.task,
+        "resource": aftermath.resource,
+        "cluster": aftermath.cluster,
+        "database": aftermath.database,
+        "state": aftermath.state.value,
+        "before": dump([item.to_json() for item in aftermath.before.values()]),
+        "opened_at": aftermath.opened_at,
+        "ran": aftermath.ran and aftermath.ran.value,
+        "widening": dump([each.to_json() for each in aftermath.widening]),
+        "error": aftermath.error,
+        "looked_at": aftermath.looked_at,
+        "decided_at": aftermath.decided_at,
+        "decided_by": aftermath.decided_by,
+        "comment": aftermath.comment,
+    }
+
+
+def aftermath_changes(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of ``Aftermath`` as columns."""
+    values = dict(changes)
+    if "widening" in values:
+        values["widening"] = dump([each.to_json() for each in values["widening"]])
+    if "ran" in values:
+        values["ran"] = values["ran"] and values["ran"].value
+    return values
+
+
+@_reads
+def aftermath_of(row: Row) -> Aftermath:
+    fields: dict[str, Any] = {
+        **row,
+        "lease": row["id"],
+        "state": AftermathState(row["state"]),
+        "before": snapshot(Item.from_json(item) for item in json.loads(row["before"])),
+        "ran": Ran(row["ran"]) if row["ran"] else None,
+        "widening": tuple(Widening.from_json(each) for each in json.loads(row["widening"])),
+    }
+    del fields["id"]
+    return Aftermath(**fields)
 
 
 @_reads

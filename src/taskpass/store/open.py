@@ -25,7 +25,7 @@ from taskpass.store.tables import audit_keys, installation
 from taskpass.store.unit import SqlStore
 from taskpass.wire.postgres.address import Address
 
-VERSIONS = ("0001",)
+VERSIONS = ("0001", "0002_migrations")
 """Schema versions that this code knows, oldest first; a test holds them to the migrations."""
 
 

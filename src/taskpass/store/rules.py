@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from taskpass.core import machine
+from taskpass.core.aftermath import AFTERMATH_TABLE, AftermathState
 from taskpass.core.audit import ADOPTED
 from taskpass.core.lease import LEASE_TABLE, LeaseState
 from taskpass.core.request import REQUEST_TABLE, RequestState
@@ -51,11 +52,12 @@ FIXED: dict[str, tuple[str, ...]] = {
         *("separation", "created_at"),
     ),
     "leases": (*("id", "grant", "task", "role", "resource", "target", "manifest_digest", "delivery", "created_at"),),
+    "aftermaths": ("id", "task", "resource", "cluster", "database", "opened_at"),
     "installation": ("only", "id", "demo", "created_at"),
 }
 """Columns that never change after the insert, for tables of which something else may change."""
 
-APPEND_ONLY = ("approvals", "approval_uses", "grants", "audit", "audit_subjects", "audit_keys")
+APPEND_ONLY = ("approvals", "approval_uses", "grants", "scripts", "audit", "audit_subjects", "audit_keys")
 
 GUARDED = (*FIXED, *APPEND_ONLY)
 """Tables of which a row is never deleted: all but the challenges."""
@@ -65,6 +67,7 @@ def rules() -> Iterable[Rule]:
     yield from _steps("tasks", TaskState.OPEN, machine.pairs(TASK_TABLE))
     yield from _steps("requests", RequestState.PENDING, machine.pairs(REQUEST_TABLE))
     yield from _steps("leases", LeaseState.INTENDED, machine.pairs(LEASE_TABLE))
+    yield from _steps("aftermaths", AftermathState.OPEN, machine.pairs(AFTERMATH_TABLE))
     for table in GUARDED:
         yield Rule(f"{table}_keep", "DELETE", table, "", f"{MARK}a row of {table} is never deleted")
     for table in APPEND_ONLY:

@@ -221,6 +221,35 @@ leases = Table(
     Index("ix_leases_grant", "grant"),
 )
 
+scripts = Table(
+    "scripts",
+    metadata,
+    # The digest of the file's bytes, so that one file is kept once.
+    Column("id", TEXT, primary_key=True),
+    _text("text"),
+)
+
+aftermaths = Table(
+    "aftermaths",
+    metadata,
+    Column("id", TEXT, ForeignKey("leases.id"), primary_key=True),
+    _to("task", "tasks.id"),
+    _text("resource"),
+    _text("cluster"),
+    Column("database", BigInteger, nullable=False),
+    _text("state"),
+    _text("before"),
+    _at("opened_at"),
+    Column("ran", TEXT, nullable=True),
+    _text("widening"),
+    _text("error"),
+    _at("looked_at", nullable=True),
+    _at("decided_at", nullable=True),
+    _text("decided_by"),
+    _text("comment"),
+    Index("ix_aftermaths_state", "state"),
+)
+
 audit = Table(
     "audit",
     metadata,

@@ -17,6 +17,8 @@ _KEYS = {
     "approval_uses": "approval = NEW.approval",
     "grants": "id = NEW.id OR request = NEW.request",
     "leases": "id = NEW.id OR role = NEW.role",
+    "aftermaths": "id = NEW.id",
+    "scripts": "id = NEW.id",
     # Not the audit: a record of it must follow the newest one, so it cannot stand in place of another.
     "audit_subjects": "subject = NEW.subject AND seq = NEW.seq",
     "audit_keys": "id = NEW.id",

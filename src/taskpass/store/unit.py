@@ -15,6 +15,7 @@ from taskpass.core.clock import Instant
 from taskpass.core.errors import Internal, StoreUnavailable, TaskpassError
 from taskpass.core.ids import InstallationId
 from taskpass.keys.base import Signer
+from taskpass.store.aftermaths import SqlAftermaths, SqlScripts
 from taskpass.store.approvals import SqlApprovals, SqlChallenges
 from taskpass.store.audit import SqlAudit
 from taskpass.store.base import Installation
@@ -48,6 +49,8 @@ class SqlUnit:
         self.challenges = SqlChallenges(session)
         self.grants = SqlGrants(session)
         self.leases = SqlLeases(session)
+        self.aftermaths = SqlAftermaths(session)
+        self.scripts = SqlScripts(session)
         self.audit = SqlAudit(session, lambda: self.installation, signer)
 
     @property

@@ -30,7 +30,9 @@ def filled(home, store):
         unit.approvals.add(approval)
         unit.grants.add(grant)
         unit.approvals.consume([approval.id], grant.id)
-        unit.leases.add(records.lease(grant))
+        unit.leases.add(lease := records.lease(grant))
+        unit.aftermaths.add(records.aftermath(lease))
+        unit.scripts.add("sha256:00", "SELECT 1")
         unit.audit.append(event(task=task.id), NOW)
     return request.id
 
@@ -64,6 +66,9 @@ FIXED = {
     "leases": {
         *("state", "expires_at", "renewals", "reason", "closing_at", "closed_at", "proof"),
         *("attempts", "retry_at", "last_error", "incidents"),
+    },
+    "aftermaths": {
+        *("state", "before", "ran", "widening", "error", "looked_at", "decided_at", "decided_by", "comment"),
     },
     "installation": {"epoch", "latest_seen"},
 }

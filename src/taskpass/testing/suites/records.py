@@ -6,6 +6,7 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
+from taskpass.core.aftermath import Aftermath, AftermathState
 from taskpass.core.approval import Approval, Method, Verdict
 from taskpass.core.audit import Event
 from taskpass.core.clock import Instant
@@ -30,6 +31,7 @@ from taskpass.core.request import AccessRequest, RequestState
 from taskpass.core.scope import Level, Scope, Verb
 from taskpass.core.separation import Environment, Separation
 from taskpass.core.task import Principal, Task, TaskState
+from taskpass.core.widening import Change, Item, snapshot
 from taskpass.store.base import Run
 
 NOW = Instant(1_790_000_000_000)
@@ -214,6 +216,20 @@ class Records:
             "expires_at": Instant(NOW + 600_000),
         }
         return Lease(**(made | fields))
+
+    def aftermath(self, lease: Lease, **fields: Any) -> Aftermath:
+        item = Item("grant", "SELECT on relation public.orders to PUBLIC", "", frozenset({Change.ADDED}))
+        made: dict[str, Any] = {
+            "lease": lease.id,
+            "task": lease.task,
+            "resource": lease.target.resource,
+            "cluster": lease.target.cluster,
+            "database": lease.target.database,
+            "state": AftermathState.OPEN,
+            "before": snapshot([item]),
+            "opened_at": NOW,
+        }
+        return Aftermath(**(made | fields))
 
 
 def event(number: int = 0, **subject: str) -> Event:

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from taskpass.core.aftermath import AftermathEvent, AftermathState, Ran
 from taskpass.core.clock import Instant
-from taskpass.core.errors import Conflict, Expired, IllegalTransition, InvalidInput
+from taskpass.core.errors import Conflict, Expired, IllegalTransition, InvalidInput, NotFound
 from taskpass.core.ids import GrantId, HumanId, TaskId
 from taskpass.core.lease import LeaseEvent, LeaseState
 from taskpass.core.request import RequestEvent, RequestState
 from taskpass.core.task import TaskEvent, TaskState
+from taskpass.core.widening import Change, Widening
 from taskpass.store.base import Store
 from taskpass.testing.suites.records import NOW, REVIEWER, SPONSOR, Records
 from taskpass.testing.suites.store_place import (
@@ -302,3 +304,41 @@ class AggregateSuite(StoreFixtures):
         assert compete(40, count) == [True] * 40
         with store.read() as unit:
             assert unit.leases.get(lease.id).attempts == 40
+
+    # What migrations left
+
+    def test_what_a_migration_left_blocks_its_database_until_it_is_decided(
+        self, store: Store, records: Records
+    ) -> None:
+        lease = lease_in(store, records, LeaseState.INTENDED)
+        with store.write() as unit:
+            made = records.aftermath(lease)
+            unit.aftermaths.add(made)
+            assert unit.aftermaths.get(lease.id) == made
+            assert unit.aftermaths.blocking(made.cluster, made.database) == [made]
+            assert unit.aftermaths.blocking(made.cluster, made.database + 1) == []
+            assert unit.aftermaths.blocking("1", made.database) == []
+        left = (Widening("grant", "SELECT on relation public.orders to PUBLIC", Change.ADDED),)
+        with store.write() as unit:
+            assert unit.aftermaths.note(lease.id, ran=Ran.COMMITTED, looked_at=LATER).ran is Ran.COMMITTED
+            found = unit.aftermaths.advance(lease.id, AftermathEvent.FOUND, widening=left)
+            assert (found.state, found.widening, found.before) == (AftermathState.WIDENED, left, {})
+            assert unit.aftermaths.blocking(made.cluster, made.database) == [found]
+            done = unit.aftermaths.advance(
+                lease.id, AftermathEvent.ACCEPT, decided_by="ben", decided_at=LATER, comment="ok"
+            )
+            assert unit.aftermaths.blocking(made.cluster, made.database) == []
+            assert unit.aftermaths.list(states=[AftermathState.ACCEPTED], task=made.task) == [done]
+        with pytest.raises(IllegalTransition), store.write() as unit:
+            unit.aftermaths.advance(lease.id, AftermathEvent.UNDO)
+        with pytest.raises(InvalidInput), store.write() as unit:
+            unit.aftermaths.note(lease.id, widening=())
+
+    def test_a_file_is_kept_once_by_the_digest_of_its_bytes(self, store: Store) -> None:
+        text = "SELECT 'ä\u202e';\r\n"
+        with store.write() as unit:
+            unit.scripts.add("sha256:01", text)
+            unit.scripts.add("sha256:01", text)
+            assert unit.scripts.get("sha256:01") == text
+        with pytest.raises(NotFound), store.read() as unit:
+            unit.scripts.get("sha256:02")
