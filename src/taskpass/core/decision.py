@@ -159,8 +159,8 @@ def combine(unapproved: Evaluation, approved: Evaluation, *, engine: str = "", s
 
 
 def floor(decision: Decision, environment: Environment, *, writes: bool, hands_on: bool = False) -> Decision:
-    """What holds in code whatever the policies say: production always asks, writes in staging ask, and nobody works
-    hands-on as an owner in production, approved or not.
+    """What holds in code whatever the policies say: production always asks, writes in staging ask, nobody writes
+    under a duty to read only, and nobody works hands-on as an owner in production, approved or not.
 
     Also: a permit that comes with approvers or a quorum asks them, because a permit cannot carry that duty; lifetimes
     never exceed the absolute maximum; production hands no secret out; and an approval needs at least one approver of a
@@ -169,6 +169,8 @@ def floor(decision: Decision, environment: Environment, *, writes: bool, hands_o
     outcome, code, duties = decision.outcome, decision.code, decision.obligations
     if hands_on and environment is Environment.PRODUCTION and outcome is not Outcome.DENY:
         outcome, code = Outcome.DENY, "hands_on_refused"
+    if writes and duties.read_only and outcome is not Outcome.DENY:
+        outcome, code = Outcome.DENY, "read_only"
     asks = environment is Environment.PRODUCTION or (environment is Environment.STAGING and writes)
     asks = asks or duties.quorum > 0 or bool(duties.approvers)
     if outcome is Outcome.PERMIT and asks:

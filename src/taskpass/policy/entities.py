@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from taskpass.core.clock import rfc3339
 from taskpass.core.errors import InvalidInput
 from taskpass.core.ids import HumanId
-from taskpass.core.manifest import Manifest
+from taskpass.core.manifest import Kind, Manifest
 from taskpass.core.provenance import Fact
 from taskpass.core.separation import Environment
 from taskpass.policy.base import Question
@@ -55,7 +55,9 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, order=True)
 class _Object:
-    """What is granted, or reachable through what is granted: rows of both can be read, so policy has a say on both."""
+    """What is granted, or reachable through what is granted: rows of both can be read or changed, so policy has a say
+    on both. Routines are no tables; what one may reach of what is excluded is held back in the manifest.
+    """
 
     oid: int
     schema: str
@@ -103,7 +105,13 @@ def _ask_migration(question: Question, groups: Mapping[str, frozenset[HumanId]])
 
 def _objects(manifest: Manifest) -> tuple[_Object, ...]:
     granted = {item.oid: _Object(item.oid, item.schema, item.name) for item in manifest.objects}
-    reached = {r.oid: _Object(r.oid, r.schema, r.name) for item in manifest.objects for r in item.reach}
+    reached = {
+        found.oid: _Object(found.oid, found.schema, found.name)
+        for item in manifest.objects
+        for found in item.reach
+        # What only a verb reaches that is not granted is not reached.
+        if found.kind is not Kind.ROUTINE and (not found.verbs or item.verbs & set(found.verbs))
+    }
     return tuple(sorted((reached | granted).values()))
 
 

@@ -41,6 +41,7 @@ CORE_CODES = frozenset(
         "too_many_objects",
         "endpoint_only",
         "hands_on_refused",
+        "read_only",
     }
 )
 """Codes that the engine itself answers with; a policy must not pretend to be one of them."""

@@ -149,6 +149,8 @@ class Broker:
                 if name.startswith(("tp_", "tpm_")):
                     # DROP OWNED revokes only what the one who runs it granted, and the grantor of leases is the kit.
                     admin.execute("SET ROLE taskpass_kit")
+                    with contextlib.suppress(psycopg.Error):
+                        admin.execute("SELECT taskpass.release_sequences(%s)", [name])
                     admin.execute(sql.SQL("DROP OWNED BY {} CASCADE").format(sql.Identifier(name)))
                     admin.execute("RESET ROLE")
             for name in names:

@@ -85,7 +85,7 @@ def test_a_reason_code_is_a_code_of_its_own(directory, code):
         (rule('@id("x")', condition='when { context.claimed.approved == "true" }'), "policy x"),
         (rule('@id("x")', condition='when { resource.table == "orders" }'), "policy x"),
         (rule('@id("x")', condition="when { context.ttl_s }"), "policy x"),
-        ('@id("x") permit (principal, action == Taskpass::Action::"write", resource);', "policy x"),
+        ('@id("x") permit (principal, action == Taskpass::Action::"own", resource);', "policy x"),
         ('@id("x") permit (principal == User::"root", action, resource);', "policy x"),
         ('@id("x") permit (principal == ?principal, action, resource);', "templates"),
     ],

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -26,8 +26,9 @@ from psycopg.rows import tuple_row
 
 from taskpass.core.errors import TargetUnfit
 from taskpass.core.manifest import Column, Dropped, DropReason, Kind, Manifest, ObjectRights, Reach, Through
-from taskpass.core.scope import Scope, matches
+from taskpass.core.scope import WRITE_VERBS, Scope, matches
 from taskpass.issuers.postgres import connection as connecting
+from taskpass.issuers.postgres import writes
 
 KIT_SCHEMA = "taskpass"
 """The target kit's own schema: never part of a scope, whatever the patterns say."""
@@ -109,8 +110,11 @@ def resolve(connection: Connection, scope: Scope, *, refuse_public: bool = True)
         snapshot = _read(connection)
         choice = _choose(snapshot, scope)
         columns = _columns(connection, choice.granted)
+        effects = _effects(connection) if choice.granted and scope.verbs & WRITE_VERBS else None
         openings = _openings(connection) if refuse_public else []
     objects, without_columns = _objects(snapshot, scope, choice.granted, columns)
+    if effects:
+        objects = _with_effects(snapshot, scope, objects, effects)
     _refuse(relevant_openings(openings, snapshot.open_schemas | {item.schema for item in objects}))
     return Manifest(
         cluster=snapshot.cluster,
@@ -255,8 +259,8 @@ def _columns(connection: Connection, granted: Sequence[_Relation]) -> dict[int, 
     if not granted:
         return {}
     found: dict[int, list[Column]] = defaultdict(list)
-    for oid, number, name in fetch(connection, _COLUMNS, [[relation.oid for relation in granted]]):
-        found[oid].append(Column(number, name))
+    for oid, number, name, origins in fetch(connection, _COLUMNS, [[relation.oid for relation in granted]]):
+        found[oid].append(Column(number, name, tuple(origins)))
     return {oid: tuple(columns) for oid, columns in found.items()}
 
 
@@ -280,6 +284,31 @@ def _objects(
         if relation.oid in columns
     ]
     return tuple(rights), bare
+
+
+def _effects(connection: Connection) -> writes.Effects:
+    return writes.read(fetch(connection, query("writes"))[0])
+
+
+def _with_effects(
+    snapshot: _Snapshot, scope: Scope, objects: Iterable[ObjectRights], effects: writes.Effects
+) -> tuple[ObjectRights, ...]:
+    """``objects`` with what writing to them does elsewhere; a verb that does it to something excluded is held back."""
+    places = {r.oid: writes.Place(r.kind, r.schema, r.name) for r in snapshot.relations.values()}
+    excluded = _rows_of_excluded(snapshot, scope)
+
+    def one(item: ObjectRights) -> ObjectRights:
+        found = writes.written(item.oid, item.verbs, effects, places=places, below=snapshot.below, excluded=excluded)
+        numbers = {column.number for column in item.columns}
+        return replace(
+            item,
+            verbs=item.verbs - {held.verb for held in found.held},
+            reach=tuple(sorted([*item.reach, *found.reach])),
+            sequences=tuple(sorted(s for s in effects.sequences.get(item.oid, ()) if s.column in numbers)),
+            held=found.held,
+        )
+
+    return tuple(one(item) for item in objects)
 
 
 def _reach(snapshot: _Snapshot, oid: int) -> tuple[Reach, ...]:
@@ -321,6 +350,13 @@ def query(name: str) -> str:
 
 
 _COLUMNS = """
-SELECT a.attrelid::bigint, a.attnum::int, a.attname::text FROM pg_catalog.pg_attribute a
+SELECT a.attrelid::bigint, a.attnum::int, a.attname::text, CASE WHEN a.attgenerated = '' THEN '{}'::int[] ELSE ARRAY(
+           SELECT DISTINCT d.refobjsubid FROM pg_catalog.pg_attrdef f
+           JOIN pg_catalog.pg_depend d ON d.refclassid = 'pg_catalog.pg_class'::regclass AND d.refobjid = a.attrelid
+               AND d.refobjsubid NOT IN (0, a.attnum)
+               AND ((d.classid = 'pg_catalog.pg_attrdef'::regclass AND d.objid = f.oid)
+                    OR (d.classid = 'pg_catalog.pg_class'::regclass AND d.objid = a.attrelid AND d.objsubid = a.attnum))
+           WHERE f.adrelid = a.attrelid AND f.adnum = a.attnum ORDER BY 1) END
+FROM pg_catalog.pg_attribute a
 WHERE a.attrelid = ANY(%s::oid[]) AND a.attnum > 0 AND NOT a.attisdropped ORDER BY 1, 2
 """

@@ -21,8 +21,8 @@ from taskpass.core.errors import InvalidInput, ManifestChanged, TargetUnavailabl
 from taskpass.core.ids import InstallationId, LeaseId, RoleName, lease_of_role, new_id, role_name
 from taskpass.core.lease import Target
 from taskpass.core.limits import BOUNDS, Enforced
-from taskpass.core.manifest import Manifest, Migration, is_within
-from taskpass.core.scope import Level, Scope
+from taskpass.core.manifest import Manifest, Migration, accept, is_within
+from taskpass.core.scope import Level, Scope, Verb
 from taskpass.core.script import Script
 from taskpass.core.secret import Secret
 from taskpass.core.widening import Snapshot
@@ -37,10 +37,9 @@ from taskpass.issuers.base import (
     Severity,
     Taken,
 )
-from taskpass.issuers.postgres import catalogue, kit, migrate, nodes, preflight, scram
+from taskpass.issuers.postgres import catalogue, kit, migrate, nodes, preflight, rights, scram
 from taskpass.issuers.postgres.close import Closing
 from taskpass.issuers.postgres.connection import MET_ANOTHER, BrokerLogin, Connection, Connections, driver_errors
-from taskpass.issuers.postgres.drill import PostgresDrill
 from taskpass.issuers.postgres.probe import Place, control
 from taskpass.issuers.postgres.script import split
 
@@ -130,7 +129,8 @@ class PostgresIssuer:
 
     def rights(self, role: RoleName) -> dict[int, frozenset[int]]:
         with self._connections.use() as connection:
-            return _rights(connection, self._own(role) and role)
+            found = rights.read(connection, self._own(role) and role)
+        return {oid: columns for (oid, verb), columns in found.items() if verb == Verb.SELECT.value}
 
     def inventory(self) -> Inventory:
         with self._connections.use() as connection, driver_errors("taking stock"):
@@ -211,12 +211,11 @@ class PostgresIssuer:
 
     def _compare(self, connection: Connection, order: Order) -> None:
         now = catalogue.resolve(connection, order.scope, refuse_public=False)
-        if now.digest() != order.asked or not is_within(order.manifest, now):
+        if now.digest() != order.asked or not is_within(order.manifest, accept(now, order.manifest.accepted)):
             raise ManifestChanged("the database changed since this was decided", hint="ask again")
-        wanted = {item.oid: frozenset(c.number for c in item.columns) for item in order.manifest.objects}
-        if _rights(connection, order.role) != wanted:
+        if rights.read(connection, order.role) != rights.wanted(order.manifest):
             raise TargetUnfit(
-                "the account could read something else than was decided",
+                "the account could do something else than was decided",
                 hint="something is granted to PUBLIC: taskpass doctor names it",
                 code="wider_than_manifest",
             )
@@ -252,21 +251,6 @@ class PostgresIssuer:
                 return migrate.Run(connection, split(text), tell)()
         finally:
             own.close()
-
-    # ---- rehearsing ----
-
-    def rehearse(self, role: RoleName, secret: Secret, *, audit_head: str) -> None:
-        lease, verifier = self._own(role), scram.verifier(secret, self._entropy)
-
-        def once() -> None:
-            with self._connections.use() as connection, driver_errors("rehearsing"):
-                connection.execute("SELECT taskpass.rehearse(%s, %s, %s)", [lease, verifier, audit_head])
-
-        _again(once)
-
-    def drill(self, role: RoleName, secret: Secret, *, reads: int | None) -> PostgresDrill:
-        self._own(role)
-        return PostgresDrill(self._target, role, secret, reads=reads, broker=self._connections, entropy=self._entropy)
 
     # ---- taking back ----
 
@@ -322,16 +306,17 @@ class PostgresIssuer:
         lease = LeaseId(new_id("lse", self._clock.now(), self._entropy))
         role = role_name(self._installation, lease)
         try:
-            self._rehearse_as(role)
+            self._rehearse_as(lease, role)
         except TaskpassError as error:
             return [Finding("rehearsal", Severity.FATAL, error.message, error.hint)]
         finally:
             self._discard(role)
         return [Finding("rehearsal", Severity.OK, "an account was made, used, closed with proof and removed")]
 
-    def _rehearse_as(self, role: RoleName) -> None:
+    def _rehearse_as(self, lease: LeaseId, role: RoleName) -> None:
         secret, wrong = scram.new_secret(self._entropy), scram.new_secret(self._entropy)
-        self.rehearse(role, secret, audit_head="")
+        with self._connections.use() as connection, driver_errors("rehearsing"):
+            connection.execute("SELECT taskpass.rehearse(%s, %s, '')", [lease, scram.verifier(secret, self._entropy)])
         for address in (self._target.address, *self._target.nodes):
             control(Place(address, self._target.tls.get("ca", "")), role, secret, wrong, self._entropy)
         self.close(role, audit_head="")
@@ -355,28 +340,17 @@ _STATE = """
 SELECT s.epoch, s.audit_seq, (extract(epoch FROM clock_timestamp()) * 1000)::bigint FROM taskpass.seen() s
 """
 
-_RIGHTS = """
-SELECT c.oid::bigint, array_agg(a.attnum::int)
-  FROM pg_class c
-  JOIN pg_namespace n ON n.oid = c.relnamespace
-  JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
-  JOIN pg_roles r ON r.rolname = %s
- WHERE c.relkind IN ('r', 'p', 'v', 'm', 'f') AND n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
-   AND has_schema_privilege(r.oid, n.oid, 'USAGE') AND has_any_column_privilege(r.oid, c.oid, 'SELECT')
-   AND has_column_privilege(r.oid, c.oid, a.attnum, 'SELECT')
- GROUP BY c.oid
-"""
-
-
-def _rights(connection: Connection, role: str) -> dict[int, frozenset[int]]:
-    with driver_errors("reading the rights back"):
-        return {oid: frozenset(columns) for oid, columns in connection.execute(_RIGHTS, [role]).fetchall()}
-
 
 def _wanted(manifest: Manifest) -> str:
+    """``rights`` as the kit's ``issue`` takes them."""
     return json.dumps(
         [
-            {"oid": o.oid, "columns": sorted(c.number for c in o.columns), "verbs": sorted(v.value for v in o.verbs)}
+            {
+                "oid": o.oid,
+                "columns": sorted(c.number for c in o.columns),
+                "verbs": sorted(v.value for v in o.verbs),
+                **({"sequences": sorted(s.oid for s in o.granted_sequences)} if o.granted_sequences else {}),
+            }
             for o in manifest.objects
         ]
     )

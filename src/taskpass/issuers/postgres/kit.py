@@ -18,7 +18,7 @@ from psycopg import sql
 from taskpass.core.decision import ABSOLUTE_MAX_TTL
 from taskpass.core.errors import InvalidInput
 from taskpass.core.ids import InstallationId
-from taskpass.core.scope import pattern
+from taskpass.core.scope import Verb, pattern
 from taskpass.issuers.base import Finding, Severity
 
 KIT_VERSION = 2
@@ -32,13 +32,23 @@ _INSTALLATION = re.compile(r"[0-9a-hjkmnp-tv-z]{8}")
 
 
 @dataclass(frozen=True, slots=True)
+class Writing:
+    """Patterns as in ``Enrolment``, for some verbs; ``SELECT`` comes along with them."""
+
+    tables: tuple[str, ...]
+    exclude: tuple[str, ...]
+    verbs: frozenset[Verb]
+
+
+@dataclass(frozen=True, slots=True)
 class Enrolment:
     """What one installation may do in one database at most.
 
     ``verifier`` is the SCRAM verifier of the broker's login, or empty if it proves itself without a password (peer,
     cert). ``tables`` and ``exclude`` are patterns as in a resource's access; they become rows of ``taskpass.ceiling``,
-    which the DBA may edit afterwards (rows that exist are left alone). ``longest_seconds`` is one lease's whole life.
-    ``owners`` are the roles that migrations may run as; they become rows of ``taskpass.owner``.
+    which the DBA may edit afterwards (rows that exist are left alone). ``writes`` are those of the writing accesses.
+    ``longest_seconds`` is one lease's whole life. ``owners`` are the roles that migrations may run as; they become rows
+    of ``taskpass.owner``.
     """
 
     installation: InstallationId
@@ -48,6 +58,7 @@ class Enrolment:
     longest_seconds: int = ABSOLUTE_MAX_TTL
     most_live: int = MOST_LIVE
     owners: tuple[str, ...] = ()
+    writes: tuple[Writing, ...] = ()
 
 
 def broker_login(installation: InstallationId) -> str:
@@ -64,7 +75,7 @@ def install_sql(server_version: int, enrolment: Enrolment) -> str:
     """
     if server_version < OLDEST:
         raise InvalidInput("Taskpass needs PostgreSQL 15 or newer")
-    if not enrolment.tables:
+    if not enrolment.tables and not enrolment.writes:
         raise InvalidInput("an enrolment names at least one table pattern")
     return "\n".join(
         (
@@ -133,14 +144,30 @@ def _text(value: str) -> sql.Literal:
     return sql.Literal(value)
 
 
+def _ceiling(enrolment: Enrolment) -> list[tuple[str, Verb, int, int]]:
+    """Rows of the ceiling. Of all that match a table the strictest counts.
+
+    So an exclusion must hold for a verb only if it stands on the list of every access that has the verb: what one
+    excludes another may offer. Exclusions come first, because where a pattern is on both lists the first row stays.
+    """
+    parts = [Writing(enrolment.tables, enrolment.exclude, frozenset({Verb.SELECT})), *enrolment.writes]
+    parts = [part for part in parts if part.tables]
+    rows: list[tuple[str, Verb, int, int]] = []
+    for verb in sorted(Verb):
+        offers = [part for part in parts if verb in part.verbs | {Verb.SELECT}]
+        never = [text for part in offers[:1] for text in part.exclude if all(text in o.exclude for o in offers)]
+        rows += [(text, verb, 0, 0) for text in never]
+        rows += [(t, verb, enrolment.longest_seconds, enrolment.most_live) for part in offers for t in part.tables]
+    return list(dict.fromkeys(rows))
+
+
 def _enrol(enrolment: Enrolment) -> str:
     name = broker_login(enrolment.installation)
-    # Exclusions come first: where the same pattern is on both lists the first row stays.
-    rows = [(text, 0, 0) for text in enrolment.exclude]
-    rows += [(text, enrolment.longest_seconds, enrolment.most_live) for text in enrolment.tables]
     lines = [
-        sql.SQL("    ({}, {}, 'SELECT', {}, {})").format(*map(_text, pattern(text).split(".", 1)), longest, most)
-        for text, longest, most in rows
+        sql.SQL("    ({}, {}, {}, {}, {})").format(
+            *map(_text, (*pattern(text).split(".", 1), verb.value)), longest, most
+        )
+        for text, verb, longest, most in _ceiling(enrolment)
     ]
     owners = [
         sql.SQL(_OWNER).format(_text(owner), enrolment.longest_seconds, MOST_LIVE_MIGRATIONS)

@@ -108,6 +108,8 @@ CREATE TABLE IF NOT EXISTS taskpass.manifest (
 -- the broker's record. A second broker on the same store has a login of its own (docs/adr/0012).
 ALTER TABLE taskpass.lease ADD COLUMN IF NOT EXISTS head text NOT NULL DEFAULT '';
 ALTER TABLE taskpass.broker DROP CONSTRAINT IF EXISTS broker_installation_key;
+ALTER TABLE taskpass.ceiling DROP CONSTRAINT IF EXISTS ceiling_verb_check;
+ALTER TABLE taskpass.ceiling ADD CONSTRAINT ceiling_verb_check CHECK (verb IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE'));
 
 -- As whom migrations may run, for how long, and how many at a time: the DBA's consent, without which no lease acts as an
 -- owner. A lease that does has the owner's oid in `owner`, and no rights of its own.
@@ -196,7 +198,9 @@ BEGIN
     END IF;
 END $kit$;
 
--- The wanted rights in one form: sorted, without repetitions. Refuses what is malformed.
+-- The wanted rights in one form: sorted, without repetitions. Refuses what is malformed. SELECT is always among the
+-- verbs: with UPDATE alone rows cannot be picked, so it would only serve to change them all. `sequences` are those that
+-- belong to the columns, for verbs that take values from them.
 CREATE OR REPLACE FUNCTION taskpass.canonical(rights jsonb) RETURNS jsonb
 LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $kit$
 DECLARE
@@ -205,27 +209,34 @@ BEGIN
     IF rights IS NULL OR jsonb_typeof(rights) <> 'array' OR jsonb_array_length(rights) > 2000 THEN
         RAISE EXCEPTION 'taskpass: not a list of rights' USING ERRCODE = 'TP001';
     END IF;
-    SELECT coalesce(jsonb_agg(jsonb_build_object('oid', r.oid::bigint, 'verbs', r.verbs, 'columns',
-               (SELECT jsonb_agg(c ORDER BY c) FROM (SELECT DISTINCT unnest(r.columns) AS c) AS d)) ORDER BY r.oid), '[]')
+    SELECT coalesce(jsonb_agg(jsonb_strip_nulls(jsonb_build_object('oid', r.oid::bigint,
+               'verbs', (SELECT jsonb_agg(v ORDER BY v COLLATE "C") FROM (SELECT DISTINCT unnest(r.verbs) AS v) AS d),
+               'columns', (SELECT jsonb_agg(c ORDER BY c) FROM (SELECT DISTINCT unnest(r.columns) AS c) AS d),
+               'sequences', (SELECT jsonb_agg(q::bigint ORDER BY q) FROM (SELECT DISTINCT unnest(r.sequences) AS q) AS d)))
+               ORDER BY r.oid), '[]')
       INTO clean
-      FROM jsonb_to_recordset(rights) AS r(oid oid, columns int[], verbs text[]);
-    IF EXISTS (SELECT FROM jsonb_to_recordset(clean) AS r(oid oid, columns int[], verbs text[])
-                WHERE r.oid IS NULL OR r.verbs IS DISTINCT FROM ARRAY['SELECT']
+      FROM jsonb_to_recordset(rights) AS r(oid oid, columns int[], verbs text[], sequences oid[]);
+    IF EXISTS (SELECT FROM jsonb_to_recordset(clean) AS r(oid oid, columns int[], verbs text[], sequences oid[])
+                WHERE r.oid IS NULL OR (ARRAY['SELECT'] <@ r.verbs AND r.verbs <@ ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE'])
+                      IS NOT TRUE
+                   OR (r.sequences IS NOT NULL AND (array_position(r.sequences, NULL) > 0 OR NOT r.verbs && ARRAY['INSERT', 'UPDATE']))
                    OR coalesce(cardinality(r.columns), 0) = 0 OR 0 >= ANY (r.columns) OR array_position(r.columns, NULL) > 0)
        OR (SELECT count(DISTINCT r.oid) <> count(*) FROM jsonb_to_recordset(clean) AS r(oid oid)) THEN
-        RAISE EXCEPTION 'taskpass: a right must name one object, its columns and SELECT' USING ERRCODE = 'TP001';
+        RAISE EXCEPTION 'taskpass: a right must name one object, its columns, and SELECT among its verbs' USING ERRCODE = 'TP001';
     END IF;
     RETURN clean;
 END $kit$;
 
 -- Locks each table so that its name and columns stay what they are until the end of the transaction, in oid order.
+-- Its sequences must belong to these columns.
 CREATE OR REPLACE FUNCTION taskpass.hold(rights jsonb) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $kit$
 DECLARE
     item record;
     place text;
 BEGIN
-    FOR item IN SELECT r.oid, r.columns FROM jsonb_to_recordset(rights) AS r(oid oid, columns int[]) ORDER BY r.oid LOOP
+    FOR item IN SELECT r.oid, r.columns, r.sequences
+                  FROM jsonb_to_recordset(rights) AS r(oid oid, columns int[], sequences oid[]) ORDER BY r.oid LOOP
         SELECT format('%I.%I', n.nspname, c.relname) INTO place
           FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
          WHERE c.oid = item.oid AND c.relkind IN ('r', 'p') AND c.relpersistence <> 't'
@@ -236,7 +247,11 @@ BEGIN
         EXECUTE 'LOCK TABLE ONLY ' || place || ' IN ACCESS SHARE MODE';
         IF to_regclass(place) IS DISTINCT FROM item.oid::regclass
            OR (SELECT count(*) FROM pg_attribute a WHERE a.attrelid = item.oid AND a.attnum = ANY (item.columns)
-                  AND NOT a.attisdropped) <> cardinality(item.columns) THEN
+                  AND NOT a.attisdropped) <> cardinality(item.columns)
+           OR EXISTS (SELECT unnest(item.sequences) EXCEPT
+                      SELECT s.oid FROM pg_depend d JOIN pg_class s ON s.oid = d.objid AND s.relkind = 'S'
+                       WHERE d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass
+                         AND d.refobjid = item.oid AND d.refobjsubid = ANY (item.columns) AND d.deptype IN ('a', 'i')) THEN
             RAISE EXCEPTION 'taskpass: object % changed', item.oid USING ERRCODE = 'TP004';
         END IF;
     END LOOP;
@@ -257,19 +272,21 @@ BEGIN
     SELECT count(*) INTO live FROM taskpass.lease l
      WHERE l.installation = taskpass.caller() AND l.state IN ('created', 'enabled')
        AND l.lease <> demand_below_ceiling.lease;
-    SELECT n.nspname, o.relname, min(c.longest_seconds) AS longest, min(c.most_live) AS most INTO tight
-      FROM jsonb_to_recordset(rights) AS r(oid oid)
+    SELECT n.nspname, o.relname, v.verb, min(c.longest_seconds) AS longest, min(c.most_live) AS most INTO tight
+      FROM jsonb_to_recordset(rights) AS r(oid oid, verbs text[])
+     CROSS JOIN unnest(r.verbs) AS v(verb)
       LEFT JOIN pg_class o ON o.oid = r.oid
       LEFT JOIN pg_namespace n ON n.oid = o.relnamespace
-      LEFT JOIN taskpass.ceiling c ON c.verb = 'SELECT' AND n.nspname LIKE taskpass.pattern(c.schema_pattern) ESCAPE '!'
+      LEFT JOIN taskpass.ceiling c ON c.verb = v.verb AND n.nspname LIKE taskpass.pattern(c.schema_pattern) ESCAPE '!'
                                   AND o.relname LIKE taskpass.pattern(c.object_pattern) ESCAPE '!'
-     GROUP BY r.oid, n.nspname, o.relname
+     GROUP BY r.oid, n.nspname, o.relname, v.verb
     HAVING coalesce(min(c.longest_seconds), 0) < seconds OR coalesce(min(c.most_live), 0) <= live
      LIMIT 1;
     IF FOUND AND tight.longest IS NULL THEN
-        RAISE EXCEPTION 'taskpass: %.% is not in the ceiling', tight.nspname, tight.relname USING ERRCODE = 'TP003';
+        RAISE EXCEPTION 'taskpass: % on %.% is not in the ceiling', tight.verb, tight.nspname, tight.relname
+            USING ERRCODE = 'TP003';
     ELSIF FOUND AND tight.longest < seconds THEN
-        RAISE EXCEPTION 'taskpass: the ceiling of %.% is % seconds', tight.nspname, tight.relname, tight.longest
+        RAISE EXCEPTION 'taskpass: the ceiling of % on %.% is % seconds', tight.verb, tight.nspname, tight.relname, tight.longest
             USING ERRCODE = 'TP003';
     ELSIF FOUND THEN
         RAISE EXCEPTION 'taskpass: the ceiling is % live leases', tight.most USING ERRCODE = 'TP003';
@@ -282,8 +299,8 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $kit$
     SELECT replace(replace(replace(replace(glob, '!', '!!'), '%', '!%'), '_', '!_'), '*', '%')
 $kit$;
 
--- Grants to `grantee` CONNECT here, USAGE of the schemas and the columns. A GRANT without the right to it is only a
--- warning, so what counts is demand_exact.
+-- Grants to `grantee` CONNECT here, USAGE of the schemas, the verbs on the columns (DELETE knows no columns) and USAGE
+-- of the sequences. A GRANT without the right to it is only a warning, so what counts is demand_exact.
 CREATE OR REPLACE FUNCTION taskpass.grant_rights(grantee text, rights jsonb) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $kit$
 DECLARE
@@ -294,12 +311,21 @@ BEGIN
                   JOIN pg_class c ON c.oid = r.oid JOIN pg_namespace n ON n.oid = c.relnamespace LOOP
         EXECUTE format('GRANT USAGE ON SCHEMA %I TO %I', item.nspname, grantee);
     END LOOP;
-    FOR item IN SELECT n.nspname, c.relname,
-                       (SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) FROM pg_attribute a
-                         WHERE a.attrelid = c.oid AND a.attnum = ANY (r.columns)) AS columns
-                  FROM jsonb_to_recordset(rights) AS r(oid oid, columns int[])
+    FOR item IN SELECT n.nspname, c.relname, 'DELETE' = ANY (r.verbs) AS deletes,
+                       (SELECT string_agg(format('%s (%s)', v.verb, names.listed), ', ')
+                          FROM unnest(array_remove(r.verbs, 'DELETE')) AS v(verb),
+                               (SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum) AS listed FROM pg_attribute a
+                                 WHERE a.attrelid = c.oid AND a.attnum = ANY (r.columns)) AS names) AS verbs
+                  FROM jsonb_to_recordset(rights) AS r(oid oid, columns int[], verbs text[])
                   JOIN pg_class c ON c.oid = r.oid JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY r.oid LOOP
-        EXECUTE format('GRANT SELECT (%s) ON TABLE %I.%I TO %I', item.columns, item.nspname, item.relname, grantee);
+        EXECUTE format('GRANT %s ON TABLE %I.%I TO %I', item.verbs, item.nspname, item.relname, grantee);
+        IF item.deletes THEN
+            EXECUTE format('GRANT DELETE ON TABLE %I.%I TO %I', item.nspname, item.relname, grantee);
+        END IF;
+    END LOOP;
+    FOR item IN SELECT n.nspname, c.relname FROM jsonb_to_recordset(rights) AS r(sequences oid[]), unnest(r.sequences) AS q(oid)
+                  JOIN pg_class c ON c.oid = q.oid JOIN pg_namespace n ON n.oid = c.relnamespace ORDER BY c.oid LOOP
+        EXECUTE format('GRANT USAGE ON SEQUENCE %I.%I TO %I', item.nspname, item.relname, grantee);
     END LOOP;
 END $kit$;
 
@@ -320,6 +346,9 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $kit$
             (SELECT format('column %s.%s %s', d.objid, d.objsubid, string_agg(a.privilege_type || a.is_grantable::text, ',' ORDER BY a.privilege_type))
                FROM pg_attribute o, aclexplode(o.attacl) a
               WHERE o.attrelid = d.objid AND o.attnum = d.objsubid AND a.grantee = holder)
+        WHEN d.classid = 'pg_class'::regclass THEN
+            (SELECT format('relation %s %s', d.objid, string_agg(a.privilege_type || a.is_grantable::text, ',' ORDER BY a.privilege_type))
+               FROM pg_class o, aclexplode(o.relacl) a WHERE o.oid = d.objid AND a.grantee = holder)
         ELSE format('%s of %s %s.%s', d.deptype, d.classid::regclass, d.objid, d.objsubid)
         END
       FROM pg_shdepend d WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid = holder
@@ -336,12 +365,17 @@ BEGIN
             SELECT format('database %s CONNECTfalse', d.oid) AS line FROM pg_database d WHERE d.datname = current_database()
             UNION SELECT format('schema %s USAGEfalse', c.relnamespace)
                     FROM jsonb_to_recordset(rights) AS r(oid oid) JOIN pg_class c ON c.oid = r.oid
-            UNION SELECT format('column %s.%s SELECTfalse', r.oid, number)
-                    FROM jsonb_to_recordset(rights) AS r(oid oid, columns int[]), unnest(r.columns) AS number) AS w;
+            UNION SELECT format('column %s.%s %s', r.oid, number, (SELECT string_agg(v.verb || 'false', ',' ORDER BY v.verb)
+                                                                    FROM unnest(array_remove(r.verbs, 'DELETE')) AS v(verb)))
+                    FROM jsonb_to_recordset(rights) AS r(oid oid, columns int[], verbs text[]), unnest(r.columns) AS number
+            UNION SELECT format('relation %s DELETEfalse', r.oid)
+                    FROM jsonb_to_recordset(rights) AS r(oid oid, verbs text[]) WHERE 'DELETE' = ANY (r.verbs)
+            UNION SELECT format('relation %s USAGEfalse', q.oid)
+                    FROM jsonb_to_recordset(rights) AS r(sequences oid[]), unnest(r.sequences) AS q(oid)) AS w;
     END IF;
     IF wanted IS DISTINCT FROM (SELECT coalesce(array_agg(h ORDER BY h COLLATE "C"), '{}') FROM taskpass.held(holder) AS h) THEN
         RAISE EXCEPTION 'taskpass: the rights of role % are not exactly the wanted ones', holder USING ERRCODE = 'TP005',
-            HINT = 'taskpass_kit lacks SELECT WITH GRANT OPTION on a table, USAGE WITH GRANT OPTION on its schema, or CONNECT WITH GRANT OPTION';
+            HINT = 'taskpass_kit lacks a verb WITH GRANT OPTION on a table or USAGE on its sequence, USAGE WITH GRANT OPTION on its schema, or CONNECT WITH GRANT OPTION';
     END IF;
     IF EXISTS (SELECT FROM pg_roles r WHERE r.oid = holder AND (r.rolsuper OR r.rolcreaterole OR r.rolcreatedb
                   OR r.rolreplication OR r.rolbypassrls)) THEN
@@ -386,6 +420,21 @@ BEGIN
     RETURN holder;
 END $kit$;
 
+-- Takes USAGE of sequences away. REVOKE ALL and DROP OWNED would also want a right on the columns of a sequence, which
+-- the kit does not have.
+CREATE OR REPLACE FUNCTION taskpass.release_sequences(holder text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $kit$
+DECLARE
+    item record;
+BEGIN
+    FOR item IN SELECT DISTINCT c.oid::regclass::text AS place FROM pg_shdepend d JOIN pg_class c ON c.oid = d.objid
+                 WHERE d.refclassid = 'pg_authid'::regclass AND d.deptype = 'a' AND d.classid = 'pg_class'::regclass
+                   AND d.refobjid = (SELECT oid FROM pg_roles WHERE rolname = holder) AND c.relkind = 'S'
+                   AND d.dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) LOOP
+        EXECUTE format('REVOKE USAGE ON SEQUENCE %s FROM %I', item.place, holder);
+    END LOOP;
+END $kit$;
+
 -- Takes away what a lease's role was given, without waiting for a lock on any table.
 CREATE OR REPLACE FUNCTION taskpass.strip(lease_role text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $kit$
@@ -396,6 +445,7 @@ BEGIN
     FOR item IN SELECT m.roleid::regrole::text AS role FROM pg_auth_members m WHERE m.member = me LOOP
         EXECUTE format('REVOKE %s FROM %I', item.role, lease_role);
     END LOOP;
+    PERFORM taskpass.release_sequences(lease_role);
     FOR item IN SELECT DISTINCT d.objid::regclass::text AS place FROM pg_shdepend d
                  WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid = me AND d.deptype = 'a'
                    AND d.classid = 'pg_class'::regclass
@@ -417,6 +467,7 @@ BEGIN
                    AND NOT EXISTS (SELECT FROM taskpass.manifest m WHERE m.role = r.rolname AND m.used_at > since)
                    AND NOT EXISTS (SELECT FROM pg_shdepend d WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid = r.oid
                           AND (d.dbid NOT IN (0, here) OR (d.classid = 'pg_database'::regclass AND d.objid <> here))) LOOP
+        PERFORM taskpass.release_sequences(item.rolname);
         EXECUTE format('DROP OWNED BY %I', item.rolname);
         EXECUTE format('DROP ROLE %I', item.rolname);
         DELETE FROM taskpass.manifest m WHERE m.role = item.rolname;
@@ -453,7 +504,9 @@ BEGIN
         EXECUTE format('ALTER ROLE %I SET lock_timeout = ''3s''', lease_role);
         EXECUTE format('ALTER ROLE %I SET idle_in_transaction_session_timeout = ''60s''', lease_role);
         EXECUTE format('ALTER ROLE %I SET idle_session_timeout = ''600s''', lease_role);
-        EXECUTE format('ALTER ROLE %I SET default_transaction_read_only = on', lease_role);
+        IF NOT EXISTS (SELECT FROM jsonb_to_recordset(rights) AS r(verbs text[]) WHERE r.verbs <> ARRAY['SELECT']) THEN
+            EXECUTE format('ALTER ROLE %I SET default_transaction_read_only = on', lease_role);
+        END IF;
         IF modern THEN
             holder := taskpass.manifest_role(rights);
             EXECUTE format('GRANT %I TO %I WITH INHERIT TRUE, SET FALSE', holder, lease_role);
@@ -571,7 +624,7 @@ END $kit$;
 
 -- ----------------------------------------------------------------------------------------------- the broker's routines
 
--- Creates the role of a lease without login, with exactly `rights` ([{"oid", "columns", "verbs"}]).
+-- Creates the role of a lease without login, with exactly `rights` ([{"oid", "columns", "verbs", "sequences"}]).
 CREATE OR REPLACE FUNCTION taskpass.issue(lease text, rights jsonb, verifier text, seconds integer, connections integer, head text)
 RETURNS oid
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $kit$
@@ -782,6 +835,7 @@ BEGIN
             RAISE EXCEPTION 'taskpass: the role can log in, or has a session or a prepared transaction' USING ERRCODE = 'TP006';
         END IF;
         BEGIN
+            PERFORM taskpass.release_sequences(lease_role);
             EXECUTE format('DROP OWNED BY %I', lease_role);
             SELECT string_agg(format('%s object(s) in database %I', n, datname), ', ') INTO blocked
               FROM (SELECT d.datname, count(*) AS n FROM pg_shdepend s JOIN pg_database d ON d.oid = s.dbid
@@ -842,8 +896,7 @@ BEGIN
            AND l.state = 'created' AND l.lease <> rehearse.lease) >= 5 THEN
         RAISE EXCEPTION 'taskpass: five rehearsals are not closed yet' USING ERRCODE = 'TP003';
     END IF;
-    -- As many sessions as a drill holds open at a time, and its control.
-    PERFORM taskpass.make(lease, '[]', verifier, 60, 10, head);
+    PERFORM taskpass.make(lease, '[]', verifier, 60, 2, head);
     EXECUTE format('ALTER ROLE %I LOGIN', taskpass.role_of(lease));
     RAISE LOG 'taskpass: rehearse installation=% lease=% head=%', taskpass.caller(), lease, head;
 END $kit$;

@@ -1,17 +1,25 @@
 -- What the kit needs and does not have here: rows of (check, severity, message, fix).
 WITH kit AS (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = 'taskpass_kit'),
 wanted AS (
-    SELECT c.oid, n.oid AS schema, n.nspname, c.relname
+    SELECT c.oid, n.oid AS schema, n.nspname, c.relname, l.verb
       FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
       JOIN taskpass.ceiling l
         ON n.nspname LIKE replace(replace(replace(replace(l.schema_pattern, '!', '!!'), '%', '!%'), '_', '!_'), '*', '%') ESCAPE '!'
        AND c.relname LIKE replace(replace(replace(replace(l.object_pattern, '!', '!!'), '%', '!%'), '_', '!_'), '*', '%') ESCAPE '!'
      WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND n.nspname !~ '^pg_'
        AND n.nspname NOT IN ('information_schema', 'taskpass')
-     GROUP BY c.oid, n.oid, n.nspname, c.relname HAVING min(l.longest_seconds) > 0)
-SELECT 'kit_grant', 'warning', format('the kit may not pass on SELECT on %I.%I', w.nspname, w.relname),
-       format('GRANT SELECT ON TABLE %I.%I TO taskpass_kit WITH GRANT OPTION;', w.nspname, w.relname)
-  FROM wanted w, kit WHERE NOT has_table_privilege(kit.oid, w.oid, 'SELECT WITH GRANT OPTION')
+     GROUP BY c.oid, n.oid, n.nspname, c.relname, l.verb HAVING min(l.longest_seconds) > 0)
+SELECT 'kit_grant', 'warning', format('the kit may not pass on %s on %I.%I', w.verb, w.nspname, w.relname),
+       format('GRANT %s ON TABLE %I.%I TO taskpass_kit WITH GRANT OPTION;', w.verb, w.nspname, w.relname)
+  FROM wanted w, kit WHERE NOT has_table_privilege(kit.oid, w.oid, w.verb || ' WITH GRANT OPTION')
+UNION ALL
+SELECT DISTINCT 'kit_grant', 'warning', format('the kit may not pass on USAGE of the sequence %I.%I', w.nspname, s.relname),
+       format('GRANT USAGE ON SEQUENCE %I.%I TO taskpass_kit WITH GRANT OPTION;', w.nspname, s.relname)
+  FROM wanted w JOIN kit ON w.verb IN ('INSERT', 'UPDATE')
+  JOIN pg_catalog.pg_depend d ON d.classid = 'pg_class'::regclass AND d.refclassid = 'pg_class'::regclass
+       AND d.refobjid = w.oid AND d.refobjsubid > 0 AND d.deptype IN ('a', 'i')
+  JOIN pg_catalog.pg_class s ON s.oid = d.objid AND s.relkind = 'S'
+ WHERE NOT has_sequence_privilege(kit.oid, s.oid, 'USAGE WITH GRANT OPTION')
 UNION ALL
 SELECT DISTINCT 'kit_grant', 'warning', format('the kit may not pass on USAGE of schema %I', w.nspname),
        format('GRANT USAGE ON SCHEMA %I TO taskpass_kit WITH GRANT OPTION;', w.nspname)

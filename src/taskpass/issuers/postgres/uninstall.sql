@@ -5,6 +5,7 @@ DO $do$ DECLARE
     login name;
     logins name[];
     holder name;
+    owned text;
 BEGIN
     IF EXISTS (SELECT FROM taskpass.lease WHERE state <> 'cleaned') THEN
         RAISE EXCEPTION 'taskpass: there are leases that are not cleaned' USING HINT = 'taskpass revoke --all';
@@ -20,6 +21,13 @@ BEGIN
     -- As the kit, because it granted what these roles hold.
     PERFORM set_config('role', 'taskpass_kit', true);
     FOREACH holder IN ARRAY array(SELECT m.role FROM taskpass.manifest m JOIN pg_roles r ON r.rolname = m.role) LOOP
+        -- DROP OWNED would want a right on the columns of a sequence, which the kit does not have.
+        FOREACH owned IN ARRAY array(SELECT c.oid::regclass::text FROM pg_shdepend d JOIN pg_class c ON c.oid = d.objid
+                 WHERE d.refclassid = 'pg_authid'::regclass AND d.deptype = 'a' AND d.classid = 'pg_class'::regclass
+                   AND d.refobjid = (SELECT oid FROM pg_roles WHERE rolname = holder) AND c.relkind = 'S'
+                   AND d.dbid = (SELECT oid FROM pg_database WHERE datname = current_database())) LOOP
+            EXECUTE format('REVOKE USAGE ON SEQUENCE %s FROM %I', owned, holder);
+        END LOOP;
         EXECUTE format('DROP OWNED BY %I', holder);
         EXECUTE format('DROP ROLE %I', holder);
     END LOOP;

@@ -1,0 +1,60 @@
+"""What an account can do in a database, as its server says: read back before anything is handed out.
+
+Everything counts, whoever granted it: the kit, somebody by hand, PUBLIC. Not for what the system itself offers to every
+login (its own catalogues, functions): that is ``public_reach``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+
+from taskpass.core.manifest import Manifest
+from taskpass.core.scope import Verb
+from taskpass.issuers.postgres.connection import driver_errors
+
+Rights = dict[tuple[int, str], frozenset[int]]
+"""By (oid, privilege) the numbers of the columns; empty for what knows no columns (DELETE, sequences, TRUNCATE ...)."""
+
+
+def wanted(manifest: Manifest) -> Rights:
+    """The rights that ``manifest`` means."""
+    found: Rights = {}
+    for item in manifest.objects:
+        columns = frozenset(column.number for column in item.columns)
+        found |= {(item.oid, v.value): frozenset[int]() if v is Verb.DELETE else columns for v in item.verbs}
+        found |= {(sequence.oid, "USAGE"): frozenset() for sequence in item.granted_sequences}
+    return found
+
+
+def read(connection: psycopg.Connection[Any], role: str) -> Rights:
+    """Every right of ``role`` on relations and sequences that are not the system's. Raises as ``driver_errors``."""
+    # MAINTAIN exists since 17, and has_table_privilege refuses words that it does not know.
+    query = _RIGHTS.replace("{maintain}", ", ('MAINTAIN')" if connection.info.server_version >= 170000 else "")
+    with driver_errors("reading the rights back"):
+        rows = connection.execute(query.encode(), [role]).fetchall()
+    return {(oid, verb): frozenset(columns) for oid, verb, columns in rows}
+
+
+_RIGHTS = """
+WITH me AS (SELECT r.oid FROM pg_roles r WHERE r.rolname = %s),
+places AS (
+    SELECT c.oid, c.relkind FROM pg_namespace n JOIN pg_class c ON c.relnamespace = n.oid, me
+     WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' AND has_schema_privilege(me.oid, n.oid, 'USAGE')
+       AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S'))
+SELECT p.oid::bigint, v.verb, array_agg(a.attnum::int)
+  FROM me, places p CROSS JOIN (VALUES ('SELECT'), ('INSERT'), ('UPDATE'), ('REFERENCES')) AS v(verb)
+  JOIN pg_attribute a ON a.attrelid = p.oid AND a.attnum > 0 AND NOT a.attisdropped
+ WHERE p.relkind <> 'S' AND has_any_column_privilege(me.oid, p.oid, v.verb)
+   AND has_column_privilege(me.oid, p.oid, a.attnum, v.verb)
+ GROUP BY p.oid, v.verb
+UNION ALL
+SELECT p.oid::bigint, v.verb, '{}'::int[]
+  FROM me, places p CROSS JOIN (VALUES ('DELETE'), ('TRUNCATE'), ('TRIGGER'){maintain}) AS v(verb)
+ WHERE p.relkind <> 'S' AND has_table_privilege(me.oid, p.oid, v.verb)
+UNION ALL
+SELECT p.oid::bigint, v.verb, '{}'::int[]
+  FROM me, places p CROSS JOIN (VALUES ('USAGE'), ('SELECT'), ('UPDATE')) AS v(verb)
+ WHERE p.relkind = 'S' AND has_sequence_privilege(me.oid, p.oid, v.verb)
+"""
