@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 
 from taskpass.broker.context import Broker
+from taskpass.broker.drill import end_stale_drills
 from taskpass.broker.reconcile import demand_known_store, take_back_unserved
 from taskpass.broker.runs import end_run
 from taskpass.broker.take_back import take_back
@@ -121,6 +122,7 @@ class Assembled:
         self.runs.handler = agents
         self.watcher.start()
         take_back_unserved(self.broker)
+        end_stale_drills(self.broker)
         self._reopen_runs()
         self.sweeper.start()
         self.servers_of_agents.add(Line(self.runtime / "line.sock", agents, self.attestor.outside))

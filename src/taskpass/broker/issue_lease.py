@@ -21,7 +21,16 @@ from taskpass.core.audit import Event
 from taskpass.core.bearer import Bearer
 from taskpass.core.clock import Instant, after, seconds_between
 from taskpass.core.decision import Decision, Delivery, Outcome, as_asked
-from taskpass.core.errors import Conflict, Denied, Expired, ObligationUnmet, OverBudget, Pending, TaskpassError
+from taskpass.core.errors import (
+    Conflict,
+    Denied,
+    Expired,
+    IllegalTransition,
+    ObligationUnmet,
+    OverBudget,
+    Pending,
+    TaskpassError,
+)
 from taskpass.core.grant import Grant
 from taskpass.core.guard import demand_sane_clock, effective_now
 from taskpass.core.ids import GrantId, LeaseId, RequestId, role_name
@@ -33,7 +42,7 @@ from taskpass.core.task import Task, TaskState
 from taskpass.gateways.base import Endpoint, EndpointOrder
 from taskpass.identity.base import Caller
 from taskpass.issuers.base import Order
-from taskpass.store.base import Unit
+from taskpass.store.base import Run, Unit
 from taskpass.wire.postgres.address import parse_address
 
 SECRET_BYTES = 32
@@ -51,13 +60,13 @@ class Issued:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """A lease that is recorded and not yet in the target. ``head`` is the audit head with its record."""
+    """A lease that is recorded, at ``at``, and not yet in the target. ``head`` is the audit head with its record."""
 
     lease: Lease
     grant: Grant
     request: AccessRequest
-    task: Task
     head: str
+    at: Instant
 
 
 def issue_lease(broker: Broker, caller: Caller, request_id: RequestId, *, until_process_ends: bool) -> Issued:
@@ -75,13 +84,13 @@ def finish(broker: Broker, caller: Caller, intent: Intent, *, until_process_ends
     secret = Secret(urlsafe_b64encode(broker.entropy.bytes(SECRET_BYTES)).decode())
     try:
         with broker.closing.hold(intent.lease.id):
-            _make(broker, intent, secret)
-        bearer = _bearer(intent.lease, secret) if intent.lease.delivery is Delivery.BEARER else None
-        endpoint = None if bearer else broker.endpoints.open(_endpoint_order(broker, caller, intent, secret))
+            lease, run = _make(broker, caller, intent, secret)
+        bearer = _bearer(lease, secret) if lease.delivery is Delivery.BEARER else None
+        endpoint = None if bearer else broker.endpoints.open(_endpoint_order(broker, caller, run, lease, secret))
         if until_process_ends:
-            broker.holders.watch_lease(intent.lease.id, caller)
+            broker.holders.watch_lease(lease.id, caller)
         # A revocation that came before the endpoint was open found nothing to cut.
-        lease, _ = _demand_state(broker, intent.lease, LeaseState.ACTIVE)
+        lease = _demand_active(broker, lease.id)
     except BaseException as error:
         _undo(broker, intent, error)
         raise
@@ -103,6 +112,7 @@ def _record_intent(broker: Broker, caller: Caller, request_id: RequestId) -> Int
     with budget_refusals(broker, task, request.scope.resource), broker.store.write() as unit:
         request = unit.requests.get(request_id)
         _demand_usable(request, broker.now(unit))
+        _demand_unchanged(unit, request, task)
         return intend(broker, unit, request, task, decision)
 
 
@@ -127,10 +137,12 @@ def _demand_not_denied(broker: Broker, request: AccessRequest, task: Task, decis
 
 
 def intend(broker: Broker, unit: Unit, request: AccessRequest, task: Task, decision: Decision) -> Intent:
-    """Record that a lease will be made, with the grant it is made under, using the request and its votes up."""
+    """Record that a lease will be made, with the grant it is made under, using the request and its votes up.
+
+    The caller has just recorded ``request`` in this unit of work, or has shown that it is unchanged.
+    """
     now = broker.now(unit)
     demand_sane_clock(broker.clock.now(), unit.installation.latest_seen)
-    _demand_unchanged(unit, request, task)
     _demand_budget(broker, unit, task, now)
     manifest, lifetime, counted = request.manifest, request.lifetime, None
     if Outcome.NEEDS_APPROVAL in (decision.outcome, request.decision.outcome):
@@ -164,7 +176,7 @@ def intend(broker: Broker, unit: Unit, request: AccessRequest, task: Task, decis
     lease = _new_lease(broker, unit, request, grant, ends_at)
     unit.leases.add(lease)
     record = unit.audit.append(_intended(lease, grant, task, decision, counted), now)
-    return Intent(lease, grant, request, task, f"{record.seq}:{record.hash}")
+    return Intent(lease, grant, request, f"{record.seq}:{record.hash}", now)
 
 
 def _demand_unchanged(unit: Unit, request: AccessRequest, task: Task) -> None:
@@ -266,14 +278,14 @@ def _intended(lease: Lease, grant: Grant, task: Task, decision: Decision, counte
     )
 
 
-def _make(broker: Broker, intent: Intent, secret: Secret) -> None:
-    """Create, record, enable, in turn with every close of this lease.
+def _make(broker: Broker, caller: Caller, intent: Intent, secret: Secret) -> tuple[Lease, Run | None]:
+    """Create, record, enable, in turn with every close of this lease. The active lease, and the caller's run.
 
-    Each step demands that the lease was not taken back meanwhile, and lasts no longer than what is left of it by the
-    latest time seen: a clock set back on the way prolongs nothing.
+    Nothing is enabled that was taken back before its activation was recorded, and what is taken back later is closed
+    after it was enabled. Each step lasts no longer than what is left by the latest time seen: a clock set back on the
+    way prolongs nothing.
     """
     lease, issuer = intent.lease, broker.issuer(intent.grant.resource)
-    _, lifetime = _demand_state(broker, lease, LeaseState.INTENDED)
     issuer.create(
         Order(
             lease=lease.id,
@@ -281,7 +293,7 @@ def _make(broker: Broker, intent: Intent, secret: Secret) -> None:
             scope=intent.request.scope,
             asked=intent.grant.asked,
             manifest=intent.grant.manifest,
-            lifetime=lifetime,
+            lifetime=_left(broker, lease, intent.at),
             secret=secret,
             delivery=lease.delivery,
             audit_head=intent.head,
@@ -290,24 +302,45 @@ def _make(broker: Broker, intent: Intent, secret: Secret) -> None:
     )
     with broker.store.write() as unit:
         now = broker.now(unit)
-        unit.leases.advance(lease.id, LeaseEvent.CREATED, now)
+        lease = _activate(broker, unit, lease.id, now)
         record = unit.audit.append(
             Event("lease.activated", "broker", {"task": lease.task, "lease": lease.id}, {"role": lease.role}), now
         )
-    _, lifetime = _demand_state(broker, lease, LeaseState.ACTIVE)
-    issuer.enable(lease.role, lifetime=lifetime, audit_head=f"{record.seq}:{record.hash}")
+        run = unit.runs.get(caller.run) if caller.run is not None else None
+    issuer.enable(lease.role, lifetime=_left(broker, lease, now), audit_head=f"{record.seq}:{record.hash}")
+    return lease, run
 
 
-def _demand_state(broker: Broker, lease: Lease, state: LeaseState) -> tuple[Lease, int]:
-    """The lease as it is now, and the whole seconds left of it; raises if it was taken back or has run out."""
+def _activate(broker: Broker, unit: Unit, lease_id: LeaseId, now: Instant) -> Lease:
+    try:
+        # The book is asked inside the unit of work, because what it holds is recorded in one.
+        if not broker.late.is_closing(lease_id):
+            return unit.leases.advance(lease_id, LeaseEvent.CREATED, now)
+    except IllegalTransition:
+        pass
+    raise _taken_back()
+
+
+def _demand_active(broker: Broker, lease_id: LeaseId) -> Lease:
+    """The lease as it is now; raises if it was taken back or has run out."""
     with broker.store.read() as unit:
-        lease = unit.leases.get(lease.id)
-        left = seconds_between(effective_now(broker.clock.now(), unit.installation.latest_seen), lease.expires_at)
-    if lease.state is not state or broker.late.is_closing(lease.id):
-        raise Conflict("the access was taken back while it was being made", hint="ask again", code="taken_back")
+        lease, seen = unit.leases.get(lease_id), unit.installation.latest_seen
+    if lease.state is not LeaseState.ACTIVE or broker.late.is_closing(lease.id):
+        raise _taken_back()
+    _left(broker, lease, seen)
+    return lease
+
+
+def _taken_back() -> Conflict:
+    return Conflict("the access was taken back while it was being made", hint="ask again", code="taken_back")
+
+
+def _left(broker: Broker, lease: Lease, seen: Instant) -> int:
+    """The whole seconds left of ``lease``, by the later of the clock and ``seen``; raises if there are none."""
+    left = seconds_between(effective_now(broker.clock.now(), seen), lease.expires_at)
     if left < 1:
         raise Expired("the lease ran out while it was being made", hint="ask again")
-    return lease, left
+    return left
 
 
 def _bearer(lease: Lease, secret: Secret) -> Bearer:
@@ -317,22 +350,18 @@ def _bearer(lease: Lease, secret: Secret) -> Bearer:
     )
 
 
-def _endpoint_order(broker: Broker, caller: Caller, intent: Intent, secret: Secret) -> EndpointOrder:
-    run = None
-    if caller.run is not None:
-        with broker.store.read() as unit:
-            run = unit.runs.get(caller.run)
+def _endpoint_order(broker: Broker, caller: Caller, run: Run | None, lease: Lease, secret: Secret) -> EndpointOrder:
     base = run.directory if run else broker.runtime_directory
     return EndpointOrder(
-        lease=intent.lease.id,
-        role=intent.lease.role,
-        target=intent.lease.target,
-        directory=f"{base}/{intent.lease.id[-12:]}",
+        lease=lease.id,
+        role=lease.role,
+        target=lease.target,
+        directory=f"{base}/{lease.id[-12:]}",
         uid=run.uid if run else caller.uid,
         namespace=run.namespace if run else "",
         run=run.id if run else None,
         secret=secret,
-        ca=intent.lease.target.tls.get("ca"),
+        ca=lease.target.tls.get("ca"),
     )
 
 

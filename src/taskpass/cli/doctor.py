@@ -105,6 +105,7 @@ def rows_of_health(health: View) -> Iterator[Row]:
     yield _debt(health)
     for name, resource in sorted(health.get("resources", {}).items()):
         yield from _resource(name, resource)
+    yield from _drills(health)
     for role in health.get("foreign_roles", []):
         yield Row("foreign role", State.NOTE, f"{role} is another installation's, and left alone")
     for name, why in sorted(health.get("unreachable", {}).items()):
@@ -130,6 +131,19 @@ def _resource(name: str, resource: View) -> Iterator[Row]:
         yield Row(check, State.OK, f"serves {resource['environment']}")
     for finding in resource.get("findings", []):
         yield Row(f"{check}: {finding['check']}", _SEVERITIES[finding["severity"]], finding["message"], finding["fix"])
+
+
+def _drills(health: View) -> Iterator[Row]:
+    for name, last in sorted(health.get("drills", {}).items()):
+        check, again = f"drill {name}", f"taskpass drill {name}"
+        if last is None:
+            yield Row(check, State.NOTE, "never played", again)
+        elif not last["passed"]:
+            yield Row(check, State.WEAKER, f"failed at {last['at']}: {last['message']} [{last['code']}]", again)
+        elif last["overdue"]:
+            yield Row(check, State.WEAKER, f"the last one passed at {last['at']}, longer ago than scheduled", again)
+        else:
+            yield Row(check, State.OK, f"passed at {last['at']}, proven after {last['revoke_ms']} ms")
 
 
 def print_rows(rows: list[Row]) -> None:

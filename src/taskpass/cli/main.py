@@ -35,6 +35,7 @@ COMMANDS: Tree = {
     "release": "taskpass.cli.release",
     "review": "taskpass.cli.review",
     "revoke": "taskpass.cli.revoke",
+    "drill": "taskpass.cli.drill",
     "task": {
         "open": "taskpass.cli.task.open",
         "ls": "taskpass.cli.task.ls",

@@ -23,6 +23,8 @@ from taskpass.core.errors import ConfigInvalid
 T = TypeVar("T")
 
 FILE = "taskpass.toml"
+SHORTEST_DRILLS, LONGEST_DRILLS = 60, 30 * 86400
+"""Seconds between two drills of a resource."""
 _TRUST_DOMAIN = frozenset("abcdefghijklmnopqrstuvwxyz0123456789.-_")
 
 
@@ -93,9 +95,21 @@ def _broker(table: Table, directory: Path) -> BrokerSettings:
         trust_domain=_trust_domain(table.text("trust_domain")),
         store=_store(table, directory),
         allow_root_agents=table.flag("allow_root_agents"),
+        drill_every=_drill_every(table),
     )
     table.done()
     return settings
+
+
+def _drill_every(table: Table) -> int:
+    if not table.has("drill_every"):
+        return 0
+    seconds = table.number("drill_every")
+    if not SHORTEST_DRILLS <= seconds <= LONGEST_DRILLS:
+        raise ConfigInvalid(
+            f"broker.drill_every must be {SHORTEST_DRILLS} to {LONGEST_DRILLS} seconds", hint="a day is 86400"
+        )
+    return seconds
 
 
 def _budgets(table: Table) -> Budgets:

@@ -23,11 +23,15 @@ from taskpass.core.separation import Environment
 
 @dataclass(frozen=True, slots=True)
 class BrokerSettings:
-    """``store`` is a SQLAlchemy address (four slashes: absolute). ``allow_root_agents`` serves callers with uid 0."""
+    """``store`` is a SQLAlchemy address (four slashes: absolute). ``allow_root_agents`` serves callers with uid 0.
+
+    ``drill_every``: seconds between two drills of a resource; 0: none by itself.
+    """
 
     trust_domain: str
     store: str
     allow_root_agents: bool = False
+    drill_every: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -254,6 +254,7 @@ class Manifest:
     ambient: tuple[str, ...] = ()
     migration: Migration | None = None
     accepted: tuple[str, ...] = ()
+    _text: str = field(default="", init=False, repr=False, compare=False)
     _digest: str = field(default="", init=False, repr=False, compare=False)
 
     @property
@@ -293,11 +294,17 @@ class Manifest:
             accepted=tuple(data.get("accepted", ())),
         )
 
+    def text(self) -> str:
+        """Its canonical JSON: what is digested and stored."""
+        if not self._text:
+            # A manifest never changes, and each request needs its text and its digest several times.
+            object.__setattr__(self, "_text", digest.canonical(self.to_json()).decode())
+        return self._text
+
     def digest(self) -> str:
         """Over everything that is granted, reachable, dropped or ambient: any difference is another manifest."""
         if not self._digest:
-            # A manifest never changes, and each request asks for its digest several times.
-            object.__setattr__(self, "_digest", digest.digest(digest.MANIFEST, self.to_json()))
+            object.__setattr__(self, "_digest", digest.digest_bytes(digest.MANIFEST, self.text().encode()))
         return self._digest
 
 

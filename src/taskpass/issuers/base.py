@@ -183,6 +183,53 @@ class Inventory:
     audit_seq: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Met:
+    """What one client of a drill met. This is a stored format.
+
+    ``ended`` says how its access ended, in the target's words (a SQLSTATE) or ours; empty if it still worked after the
+    proof. ``after_ms`` from the order to take back until the client noticed; None where nothing has to be noticed.
+    """
+
+    kind: str
+    ended: str
+    after_ms: int | None = None
+
+    def to_json(self) -> dict[str, object]:
+        return {"kind": self.kind, "ended": self.ended, "after_ms": self.after_ms}
+
+
+class DrillClients(Protocol):
+    """The clients of a drill: they hold sessions of one account open, and judge from their side whether it ended.
+
+    Called in the order of the methods, from one thread; ``close`` at any time.
+    """
+
+    def control(self) -> None:
+        """Show that the judgement can fail: the account gets in with its password and with no other one, on every
+        node. Raises ``TargetUnfit``.
+        """
+        ...
+
+    def open(self) -> tuple[str, ...]:
+        """Open a session of each kind, each of which has got an answer; the kinds."""
+        ...
+
+    def ordered(self) -> None:
+        """The access is taken back from now on: the clients' clocks start."""
+        ...
+
+    def met(self) -> tuple[Met, ...]:
+        """To be called after the proof: every client tries again. One that still gets an answer has an empty
+        ``ended``.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give everything up. Idempotent; raises nothing."""
+        ...
+
+
 class Issuer(Protocol):
     """One resource's issuer: bound to one target and one installation."""
 
@@ -225,6 +272,14 @@ class Issuer(Protocol):
 
     def rights(self, role: RoleName) -> dict[int, frozenset[int]]:
         """Read back: object oid -> column numbers that the account can read."""
+        ...
+
+    def rehearse(self, role: RoleName, secret: Secret, *, audit_head: str) -> None:
+        """Create an account without a right on any object, which can log in for a minute."""
+        ...
+
+    def drill(self, role: RoleName, secret: Secret, *, reads: int | None) -> DrillClients:
+        """Clients for the live account ``role``; they read no row of the table ``reads`` (its oid), or no table."""
         ...
 
     def close(self, role: RoleName, *, audit_head: str) -> Taken:

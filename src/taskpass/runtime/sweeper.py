@@ -15,6 +15,7 @@ from functools import partial
 
 from taskpass.broker.complete_task import end_expired_tasks
 from taskpass.broker.context import Broker
+from taskpass.broker.drill_schedule import drill_due
 from taskpass.broker.expire import expire_leases
 from taskpass.broker.late import LateEntry
 from taskpass.broker.reconcile import Reconciled, reconcile
@@ -36,12 +37,14 @@ LATE_SWEEP = 1.0
 CLEAN_RETRY = 30.0
 """Seconds between two attempts to clean what is blocked."""
 RECONCILE_EVERY = 30
+DRILL_LOOK = 10
+"""Seconds between two looks whether a drill is due."""
 MANIFESTS_EVERY = 15
 CLOSERS = 32
 PER_TARGET = 8
 """Closes of one target side by side: one that does not answer leaves threads to the others."""
 CLEANERS = 4
-APART = 9
+APART = 10
 """As many as there are jobs that may wait."""
 LAST_ROUND = 5.0
 """Seconds that stopping spends on closing what was taken back last."""
@@ -103,6 +106,7 @@ class Sweeper:
             _Job("renew", 1, lambda: renew_leases(broker), apart=True),
             _Job("manifests", MANIFESTS_EVERY, lambda: end_wider_leases(broker), apart=True),
             _Job("reconcile", RECONCILE_EVERY, self._reconcile, apart=True),
+            _Job("drill", DRILL_LOOK, lambda: drill_due(broker), apart=True),
         )
         self._due: dict[str, float] = {}
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)

@@ -16,6 +16,8 @@ from taskpass.broker.capabilities import stated
 from taskpass.broker.complete_task import complete_task
 from taskpass.broker.context import Broker
 from taskpass.broker.debt import unproven
+from taskpass.broker.drill import drill
+from taskpass.broker.drill_schedule import drill_states
 from taskpass.broker.review_request import Ballot, prepare_vote, vote
 from taskpass.broker.revoke import Selector, revoke, select
 from taskpass.broker.runs import end_run, prepare_run
@@ -65,6 +67,7 @@ class PeopleMethods:
             "write_off": self._write_off,
             "survey_store": self._survey_store,
             "adopt_store": self._adopt_store,
+            "drill": self._drill,
             "people": self._people,
             "health": self._health,
         }
@@ -242,6 +245,11 @@ class PeopleMethods:
         self._changed.announce()
         return done.to_json()
 
+    def _drill(self, params: Params, peer: Peer) -> dict[str, object]:
+        resource = params.text("resource")
+        params.done()
+        return drill(self._broker, resource, actor=self._actor(peer.caller)).to_json()
+
     def _people(self, params: Params, peer: Peer) -> dict[str, object]:
         params.done()
         people = self._broker.config.people
@@ -275,6 +283,7 @@ class PeopleMethods:
             "leases": {state.value: sum(x.state is state for x in unended) for state in LeaseState if state in UNENDED},
             "debt": [lease_view(item, people=True) for item in unproven(unended)],
             "late_records": self._broker.late.pending(),
+            "drills": drill_states(self._broker),
             **self._runtime_health(),
         }
 

@@ -31,6 +31,13 @@ _ABOUT = (
     .order_by(audit.c.seq)
     .limit(bindparam("many"))
 )
+_LATEST = (
+    select(audit)
+    .join(audit_subjects, audit.c.seq == audit_subjects.c.seq)
+    .where(audit_subjects.c.subject == bindparam("about"))
+    .order_by(audit.c.seq.desc())
+    .limit(1)
+)
 
 
 def _record(row: Mapping[str, Any]) -> Record:
@@ -66,6 +73,10 @@ class SqlAudit:
 
     def records(self, *, after: int = 0, limit: int = 1000) -> builtins.list[Record]:
         return [_record(row) for row in self._session.rows(_AFTER, {"after": after, "many": limit})]
+
+    def latest(self, subject_id: str) -> Record | None:
+        row = self._session.first(_LATEST, {"about": subject_id})
+        return None if row is None else _record(row)
 
     def about(self, subject_id: str, *, limit: int = 1000) -> builtins.list[Record]:
         return [_record(row) for row in self._session.rows(_ABOUT, {"about": subject_id, "many": limit})]

@@ -257,6 +257,10 @@ class Audit(Protocol):
         """Records whose subject names ``subject_id``, oldest first."""
         ...
 
+    def latest(self, subject_id: str) -> Record | None:
+        """The newest record whose subject names ``subject_id``."""
+        ...
+
 
 class Unit(Protocol):
     """One unit of work."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import Any, TypeVar
 
 from taskpass.core import digest
@@ -43,6 +43,12 @@ def _reads(decode: Callable[[Row], V]) -> Callable[[Row], V]:
             ) from None
 
     return checked
+
+
+@lru_cache(maxsize=64)
+def _manifest(text: str) -> Manifest:
+    """Manifests never change, and a lease reads its own again at every step."""
+    return Manifest.from_json(json.loads(text))
 
 
 def dump(value: object) -> str:
@@ -138,7 +144,7 @@ def request_row(request: AccessRequest) -> dict[str, Any]:
         "resource": request.scope.resource,
         "scope": dump(request.scope.to_json()),
         "environment": request.environment.value,
-        "manifest": dump(request.manifest.to_json()),
+        "manifest": request.manifest.text(),
         "lifetime": request.lifetime,
         "reason": request.reason,
         "decision": dump(request.decision.to_json()),
@@ -159,7 +165,7 @@ def request_of(row: Row) -> AccessRequest:
         task=row["task"],
         scope=Scope.from_json(json.loads(row["scope"])),
         environment=Environment(row["environment"]),
-        manifest=Manifest.from_json(json.loads(row["manifest"])),
+        manifest=_manifest(row["manifest"]),
         lifetime=row["lifetime"],
         reason=row["reason"],
         decision=decision_of(json.loads(row["decision"])),
@@ -180,7 +186,7 @@ def approval_row(approval: Approval) -> dict[str, Any]:
         "approver": approval.approver,
         "method": approval.method.value,
         "verdict": approval.verdict.value,
-        "manifest": dump(approval.manifest.to_json()),
+        "manifest": approval.manifest.text(),
         "lifetime": approval.lifetime,
         "digest": approval.digest,
         "nonce": approval.nonce,
@@ -198,7 +204,7 @@ def approval_of(row: Row) -> Approval:
         **row,
         "method": Method(row["method"]),
         "verdict": Verdict(row["verdict"]),
-        "manifest": Manifest.from_json(json.loads(row["manifest"])),
+        "manifest": _manifest(row["manifest"]),
     }
     return Approval(**fields)
 
@@ -210,7 +216,7 @@ def grant_row(grant: Grant) -> dict[str, Any]:
         "task": grant.task,
         "resource": grant.resource,
         "asked": grant.asked,
-        "manifest": dump(grant.manifest.to_json()),
+        "manifest": grant.manifest.text(),
         "digest": grant.digest,
         "approvals": dump(grant.approvals),
         "renewable": grant.renewable,
@@ -223,7 +229,7 @@ def grant_row(grant: Grant) -> dict[str, Any]:
 def grant_of(row: Row) -> Grant:
     fields: dict[str, Any] = {
         **row,
-        "manifest": Manifest.from_json(json.loads(row["manifest"])),
+        "manifest": _manifest(row["manifest"]),
         "approvals": tuple(json.loads(row["approvals"])),
     }
     return Grant(**fields)

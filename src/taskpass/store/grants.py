@@ -29,7 +29,5 @@ class SqlGrants:
 
     def list(self, *, task: TaskId | None = None, limit: int | None = None) -> builtins.list[Grant]:
         """Newest first."""
-        wanted = select(grants).order_by(grants.c.created_at.desc(), grants.c.id.desc()).limit(limit)
-        if task is not None:
-            wanted = wanted.where(grants.c.task == task)
-        return [codec.grant_of(row) for row in self._session.rows(wanted)]
+        statement, values = rows.newest_first(grants, grants.c.created_at, {"task": task}, limit)
+        return [codec.grant_of(row) for row in self._session.rows(statement, values)]

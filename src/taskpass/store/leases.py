@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Iterable
-from typing import Any
+from dataclasses import replace
+from functools import cache
+from typing import Any, Literal
 
-from sqlalchemy import Select, func, or_, select, update
+from sqlalchemy import Select, bindparam, func, or_, select, update
 
 from taskpass.core.clock import Instant
 from taskpass.core.errors import IllegalTransition, InvalidInput, NotFound
@@ -16,10 +18,31 @@ from taskpass.store import codec, rows
 from taskpass.store.session import Session
 from taskpass.store.tables import leases, tasks
 
+Aggregate = Literal["count", "soonest end"]
+
 _NOTES = frozenset({"attempts", "retry_at", "last_error", "incidents"})
 _CHANGES = _NOTES | {"expires_at", "renewals", "reason", "closing_at", "closed_at", "proof"}
 _ENTERED = {LeaseState.CLOSING: "closing_at", LeaseState.CLOSED: "closed_at"}
 _EXPIRING = (LeaseState.INTENDED.value, LeaseState.ACTIVE.value)
+
+
+def _live(
+    what: Aggregate, task: TaskId | None, sponsor: HumanId | None, resource: str | None
+) -> tuple[Select[Any], dict[str, str]]:
+    """The statement for ``what`` of the live leases of a task, a sponsor, a resource, and its values."""
+    given = {"task": task, "sponsor": sponsor, "resource": resource}
+    values = {name: value for name, value in given.items() if value is not None}
+    return _live_of(what, tuple(values)), values
+
+
+@cache
+def _live_of(what: Aggregate, names: tuple[str, ...]) -> Select[Any]:
+    """Kept, because building a statement takes longer than running it."""
+    places = {"task": leases.c.task, "sponsor": tasks.c.sponsor, "resource": leases.c.resource}
+    asked = func.count() if what == "count" else func.min(leases.c.expires_at)
+    joined = select(asked.label("found")).select_from(leases.join(tasks, leases.c.task == tasks.c.id))
+    wanted = joined.where(leases.c.state.in_(sorted(state.value for state in UNENDED)))
+    return wanted.where(*(places[name] == bindparam(name) for name in names))
 
 
 class SqlLeases:
@@ -39,13 +62,13 @@ class SqlLeases:
         rows.allowed(changes, _CHANGES, "lease")
         if event in (LeaseEvent.PROVEN, LeaseEvent.WRITE_OFF) and not changes.get("proof"):
             raise InvalidInput("a lease is closed with a proof only")
-        if "proof" in changes:
-            changes["proof"] = codec.dump(changes["proof"])
         for after, field in _ENTERED.items():
             if after in {row.get(event) for row in LEASE_TABLE.values()}:
                 changes.setdefault(field, at)
-        rows.advance(self._session, leases, lease_id, LEASE_TABLE, event, changes, "lease")
-        return self.get(lease_id)
+        lease = codec.lease_of(rows.get_to_move(self._session, leases, lease_id, "lease"))
+        written = {**changes, "proof": codec.dump(changes["proof"])} if "proof" in changes else changes
+        state = rows.advance(self._session, leases, lease_id, lease.state, LEASE_TABLE, event, written, "lease")
+        return replace(lease, state=state, **changes)
 
     def note(self, lease_id: LeaseId, **changes: Any) -> Lease:
         rows.allowed(changes, _NOTES, "lease")
@@ -63,16 +86,10 @@ class SqlLeases:
         limit: int | None = None,
     ) -> builtins.list[Lease]:
         """Newest first."""
-        wanted = select(leases).order_by(leases.c.created_at.desc(), leases.c.id.desc()).limit(limit)
-        if states is not None:
-            wanted = wanted.where(leases.c.state.in_([state.value for state in states]))
-        if task is not None:
-            wanted = wanted.where(leases.c.task == task)
-        if grant is not None:
-            wanted = wanted.where(leases.c.grant == grant)
-        if resource is not None:
-            wanted = wanted.where(leases.c.resource == resource)
-        return [codec.lease_of(row) for row in self._session.rows(wanted)]
+        among = None if states is None else [state.value for state in states]
+        filters = {"state": among, "task": task, "grant": grant, "resource": resource}
+        statement, values = rows.newest_first(leases, leases.c.created_at, filters, limit)
+        return [codec.lease_of(row) for row in self._session.rows(statement, values)]
 
     def expiring(self, now: Instant) -> builtins.list[Lease]:
         """Soonest end first."""
@@ -92,21 +109,9 @@ class SqlLeases:
         self, *, task: TaskId | None = None, sponsor: HumanId | None = None, resource: str | None = None
     ) -> int:
         """Leases in a state of ``UNENDED``: one that is closing and not proven still counts."""
-        row = self._session.first(_live(select(func.count().label("n")), task, sponsor, resource))
-        return int(row["n"]) if row else 0
+        row = self._session.first(*_live("count", task, sponsor, resource))
+        return int(row["found"]) if row else 0
 
     def next_end(self, *, task: TaskId | None = None, sponsor: HumanId | None = None) -> Instant | None:
-        row = self._session.first(_live(select(func.min(leases.c.expires_at).label("at")), task, sponsor, None))
-        return row["at"] if row else None
-
-
-def _live(what: Select[Any], task: TaskId | None, sponsor: HumanId | None, resource: str | None) -> Select[Any]:
-    joined = what.select_from(leases.join(tasks, leases.c.task == tasks.c.id))
-    wanted = joined.where(leases.c.state.in_(sorted(state.value for state in UNENDED)))
-    if task is not None:
-        wanted = wanted.where(leases.c.task == task)
-    if sponsor is not None:
-        wanted = wanted.where(tasks.c.sponsor == sponsor)
-    if resource is not None:
-        wanted = wanted.where(leases.c.resource == resource)
-    return wanted
+        row = self._session.first(*_live("soonest end", task, sponsor, None))
+        return row["found"] if row else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, bindparam, case, func, select
@@ -67,9 +68,12 @@ _USED = _used()
 class SqlRequests:
     def __init__(self, session: Session) -> None:
         self._session = session
+        # Nobody else sees what this unit of work added, so these need not be read again.
+        self._added: dict[RequestId, AccessRequest] = {}
 
     def add(self, request: AccessRequest) -> None:
         rows.add(self._session, requests, codec.request_row(request))
+        self._added[request.id] = request
 
     def get(self, request_id: RequestId) -> AccessRequest:
         return codec.request_of(rows.get(self._session, requests, request_id, "request"))
@@ -90,19 +94,25 @@ class SqlRequests:
             changes["comment"] = comment
         if lapses_at is not None:
             changes["lapses_at"] = lapses_at
-        rows.advance(self._session, requests, request_id, REQUEST_TABLE, event, changes, "request")
-        return self.get(request_id)
+        request = self._added.get(request_id) or self._get_to_move(request_id)
+        state = rows.advance(
+            self._session, requests, request_id, request.state, REQUEST_TABLE, event, changes, "request"
+        )
+        moved = replace(request, state=state, **changes)
+        if request_id in self._added:
+            self._added[request_id] = moved
+        return moved
+
+    def _get_to_move(self, request_id: RequestId) -> AccessRequest:
+        return codec.request_of(rows.get_to_move(self._session, requests, request_id, "request"))
 
     def list(
         self, *, state: RequestState | None = None, task: TaskId | None = None, limit: int | None = None
     ) -> builtins.list[AccessRequest]:
         """Newest first."""
-        wanted = select(requests).order_by(requests.c.created_at.desc(), requests.c.id.desc()).limit(limit)
-        if state is not None:
-            wanted = wanted.where(requests.c.state == state.value)
-        if task is not None:
-            wanted = wanted.where(requests.c.task == task)
-        return [codec.request_of(row) for row in self._session.rows(wanted)]
+        filters = {"state": state and state.value, "task": task}
+        statement, values = rows.newest_first(requests, requests.c.created_at, filters, limit)
+        return [codec.request_of(row) for row in self._session.rows(statement, values)]
 
     def lapsing(self, now: Instant) -> builtins.list[AccessRequest]:
         waiting = select(requests).where(requests.c.state.in_(_WAITING), requests.c.lapses_at <= now)

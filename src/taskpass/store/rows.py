@@ -7,7 +7,7 @@ from enum import StrEnum
 from functools import cache
 from typing import Any, TypeVar
 
-from sqlalchemy import Insert, Select, Table, Update, bindparam, insert, select, update
+from sqlalchemy import BindParameter, Column, Insert, Select, Table, Update, bindparam, insert, select, update
 
 from taskpass.core import machine
 from taskpass.core.errors import Conflict, InvalidInput, NotFound
@@ -39,36 +39,65 @@ def _by_id(table: Table) -> Select[Any]:
     return select(table).where(table.c.id == bindparam("key"))
 
 
+ALL = 2**62
+"""More rows than there are: a limit that is none, in a statement that has a place for one."""
+
+
+def newest_first(
+    table: Table, age: Column[Any], filters: Mapping[str, object], limit: int | None
+) -> tuple[Select[Any], dict[str, Any]]:
+    """A statement for the rows whose columns equal ``filters`` (None: any; a list: one of them), and its values."""
+    values = {name: value for name, value in filters.items() if value is not None}
+    shape = tuple(sorted((name, isinstance(value, list)) for name, value in values.items()))
+    return _newest_first(table, age.name, shape), {**values, "many": ALL if limit is None else limit}
+
+
 @cache
-def _state_for_update(table: Table) -> Select[Any]:
+def _newest_first(table: Table, age: str, shape: tuple[tuple[str, bool], ...]) -> Select[Any]:
+    """Kept, because building a statement takes longer than running it."""
+    wanted = select(table).order_by(table.c[age].desc(), table.c.id.desc()).limit(bindparam("many"))
+    for name, several in shape:
+        column: Column[Any] = table.c[name]
+        value: BindParameter[Any] = bindparam(name, expanding=several)
+        wanted = wanted.where(column.in_(value) if several else column == value)
+    return wanted
+
+
+@cache
+def _for_update(table: Table) -> Select[Any]:
     """FOR UPDATE is no word of SQLite, where the whole database is locked already; other engines lock the row."""
-    return select(table.c.state).where(table.c.id == bindparam("key")).with_for_update()
+    return _by_id(table).with_for_update()
+
+
+def get_to_move(session: Session, table: Table, key: str, what: str) -> Row:
+    """As ``get``, for ``advance`` in the same unit of work: nobody else changes the row until that is over."""
+    row = session.first(_for_update(table), {"key": key})
+    if row is None:
+        raise NotFound(f"no such {what}")
+    return row
 
 
 def advance(
     session: Session,
     table: Table,
     key: str,
+    before: S,
     rules: machine.Table[S, E],
     event: E,
     changes: Mapping[str, Any],
     what: str,
-) -> tuple[S, S]:
-    """Apply ``event`` by ``rules`` together with ``changes``; the state before and after.
+) -> S:
+    """Apply ``event`` by ``rules`` to the row that is in ``before``, together with ``changes``; the state after.
 
-    Raises ``NotFound``, ``IllegalTransition``, or ``Conflict`` if the row moved between reading and writing.
+    ``before`` comes from ``get_to_move``, or from a row that this unit of work added. Raises ``IllegalTransition``, or
+    ``Conflict`` if the row moved all the same.
     """
-    states = type(next(iter(rules)))
-    row = session.first(_state_for_update(table), {"key": key})
-    if row is None:
-        raise NotFound(f"no such {what}")
-    before = states(row["state"])
     after = machine.advance(rules, before, event)
     values = {f"new_{name}": value for name, value in changes.items()}
     values |= {"new_state": after.value, "old_id": key, "old_state": before.value}
     if session.change(_move(table, tuple(sorted(changes))), values) != 1:
         raise Conflict(f"the {what} changed meanwhile")
-    return before, after
+    return after
 
 
 @cache

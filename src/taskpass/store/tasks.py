@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import builtins
+from dataclasses import replace
+from typing import Any
 
 from sqlalchemy import func, select
 
@@ -25,19 +27,17 @@ class SqlTasks:
         return codec.task_of(rows.get(self._session, tasks, task_id, "task"))
 
     def advance(self, task_id: TaskId, event: TaskEvent, at: Instant, *, reason: str) -> Task:
-        changes = {"ended_at": at, "reason": reason}
-        rows.advance(self._session, tasks, task_id, TASK_TABLE, event, changes, "task")
-        return self.get(task_id)
+        changes: dict[str, Any] = {"ended_at": at, "reason": reason}
+        task = codec.task_of(rows.get_to_move(self._session, tasks, task_id, "task"))
+        state = rows.advance(self._session, tasks, task_id, task.state, TASK_TABLE, event, changes, "task")
+        return replace(task, state=state, ended_at=at, reason=reason)
 
     def list(
         self, *, state: TaskState | None = None, run: RunId | None = None, limit: int | None = None
     ) -> builtins.list[Task]:
-        wanted = select(tasks).order_by(tasks.c.opened_at.desc(), tasks.c.id.desc()).limit(limit)
-        if state is not None:
-            wanted = wanted.where(tasks.c.state == state.value)
-        if run is not None:
-            wanted = wanted.where(tasks.c.run == run)
-        return [codec.task_of(row) for row in self._session.rows(wanted)]
+        filters = {"state": state and state.value, "run": run}
+        statement, values = rows.newest_first(tasks, tasks.c.opened_at, filters, limit)
+        return [codec.task_of(row) for row in self._session.rows(statement, values)]
 
     def find_unattached(self, sponsor: HumanId, machine: str, repository: str) -> Task | None:
         row = self._session.first(

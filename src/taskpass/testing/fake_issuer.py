@@ -19,6 +19,7 @@ from taskpass.core.lease import Target
 from taskpass.core.limits import BOUNDS, Enforced
 from taskpass.core.manifest import Column, Kind, Manifest, ObjectRights, is_within
 from taskpass.core.scope import Level, Scope
+from taskpass.core.secret import Secret
 from taskpass.core.separation import Environment
 from taskpass.issuers.base import (
     Capabilities,
@@ -30,6 +31,7 @@ from taskpass.issuers.base import (
     Severity,
     Taken,
 )
+from taskpass.testing.fake_drill import FakeDrill
 
 PROOF = "AuthenticationOk,28000"
 
@@ -186,6 +188,21 @@ class FakeIssuer:
         with self._place.lock:
             account = self._place.accounts.get(role)
             return dict(account.rights) if account and not account.closing else {}
+
+    def rehearse(self, role: RoleName, secret: Secret, *, audit_head: str) -> None:
+        lease = self._effect("rehearse", role)
+        with self._place.lock:
+            if role in self._place.ended:
+                raise Conflict("the lease is closing or closed", code="lease_ended")
+            until = after(self._place.clock.now(), 60)
+            self._place.accounts[role] = Account({}, secret.reveal(), until, can_login=True)
+            self._anchor("rehearse", lease, audit_head)
+
+    def drill(self, role: RoleName, secret: Secret, *, reads: int | None) -> FakeDrill[int]:
+        def enter(right: bool) -> int:
+            return self._place.login(role, secret.reveal() if right else "another")
+
+        return FakeDrill(enter, self._place.alive, NotProven)
 
     def close(self, role: RoleName, *, audit_head: str) -> Taken:
         lease = self._effect("close", role)

@@ -30,7 +30,9 @@ from taskpass.core.manifest import (
     is_within,
 )
 from taskpass.core.scope import Level, Scope, Verb
+from taskpass.core.secret import Secret
 from taskpass.issuers.base import Capabilities, Finding, FoundRole, Inventory, Order, RevocationSpeed, Taken
+from taskpass.testing.fake_drill import FakeDrill
 
 PROOF = "AuthenticationOk,28000"
 NEVER = Instant(0)
@@ -281,6 +283,17 @@ class UnkindIssuer:
         with self._server.call("rights"):
             found = self._server.roles.get(role)
             return dict(found.grants) if found else {}
+
+    def rehearse(self, role: RoleName, secret: Secret, *, audit_head: str) -> None:
+        with self._server.call("rehearse"):
+            self._server.roles[role] = Role(role, True, secret.reveal(), self._end(60))
+            self._remember(audit_head)
+
+    def drill(self, role: RoleName, secret: Secret, *, reads: int | None) -> FakeDrill[OpenSession]:
+        def enter(right: bool) -> OpenSession:
+            return self._server.login(role, secret.reveal() if right else "another")
+
+        return FakeDrill(enter, lambda session: session.alive, LoginRefused)
 
     def close(self, role: RoleName, *, audit_head: str) -> Taken:
         with self._server.call("close"):

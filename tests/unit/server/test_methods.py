@@ -53,10 +53,14 @@ PEOPLE = {
     "write_off": {"lease": LSE, "reason": "gone"},
     "survey_store": {},
     "adopt_store": {"mark": "sha256:0", "without": []},
+    "drill": {"resource": "orders-dev"},
     "people": {},
     "health": {},
 }
-DECIDING = {"challenge", "vote", "revoke", "write_off", "adopt_store", "people", "health", "show_request", "requests"}
+DECIDING = {
+    *("challenge", "vote", "revoke", "drill", "write_off", "adopt_store", "people", "health", "show_request"),
+    "requests",
+}
 
 
 @pytest.fixture

@@ -40,6 +40,7 @@ from taskpass.issuers.base import (
 from taskpass.issuers.postgres import catalogue, kit, migrate, nodes, preflight, rights, scram
 from taskpass.issuers.postgres.close import Closing
 from taskpass.issuers.postgres.connection import MET_ANOTHER, BrokerLogin, Connection, Connections, driver_errors
+from taskpass.issuers.postgres.drill import PostgresDrill
 from taskpass.issuers.postgres.probe import Place, control
 from taskpass.issuers.postgres.script import split
 
@@ -252,6 +253,21 @@ class PostgresIssuer:
         finally:
             own.close()
 
+    # ---- rehearsing ----
+
+    def rehearse(self, role: RoleName, secret: Secret, *, audit_head: str) -> None:
+        lease, verifier = self._own(role), scram.verifier(secret, self._entropy)
+
+        def once() -> None:
+            with self._connections.use() as connection, driver_errors("rehearsing"):
+                connection.execute("SELECT taskpass.rehearse(%s, %s, %s)", [lease, verifier, audit_head])
+
+        _again(once)
+
+    def drill(self, role: RoleName, secret: Secret, *, reads: int | None) -> PostgresDrill:
+        self._own(role)
+        return PostgresDrill(self._target, role, secret, reads=reads, broker=self._connections, entropy=self._entropy)
+
     # ---- taking back ----
 
     def close(self, role: RoleName, *, audit_head: str) -> Taken:
@@ -306,17 +322,16 @@ class PostgresIssuer:
         lease = LeaseId(new_id("lse", self._clock.now(), self._entropy))
         role = role_name(self._installation, lease)
         try:
-            self._rehearse_as(lease, role)
+            self._rehearse_as(role)
         except TaskpassError as error:
             return [Finding("rehearsal", Severity.FATAL, error.message, error.hint)]
         finally:
             self._discard(role)
         return [Finding("rehearsal", Severity.OK, "an account was made, used, closed with proof and removed")]
 
-    def _rehearse_as(self, lease: LeaseId, role: RoleName) -> None:
+    def _rehearse_as(self, role: RoleName) -> None:
         secret, wrong = scram.new_secret(self._entropy), scram.new_secret(self._entropy)
-        with self._connections.use() as connection, driver_errors("rehearsing"):
-            connection.execute("SELECT taskpass.rehearse(%s, %s, '')", [lease, scram.verifier(secret, self._entropy)])
+        self.rehearse(role, secret, audit_head="")
         for address in (self._target.address, *self._target.nodes):
             control(Place(address, self._target.tls.get("ca", "")), role, secret, wrong, self._entropy)
         self.close(role, audit_head="")

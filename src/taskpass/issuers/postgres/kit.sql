@@ -896,7 +896,8 @@ BEGIN
            AND l.state = 'created' AND l.lease <> rehearse.lease) >= 5 THEN
         RAISE EXCEPTION 'taskpass: five rehearsals are not closed yet' USING ERRCODE = 'TP003';
     END IF;
-    PERFORM taskpass.make(lease, '[]', verifier, 60, 2, head);
+    -- As many sessions as a drill holds open at a time, and its control.
+    PERFORM taskpass.make(lease, '[]', verifier, 60, 10, head);
     EXECUTE format('ALTER ROLE %I LOGIN', taskpass.role_of(lease));
     RAISE LOG 'taskpass: rehearse installation=% lease=% head=%', taskpass.caller(), lease, head;
 END $kit$;
