@@ -46,8 +46,19 @@ def print_manifest(manifest: Mapping[str, Any], estimates: Mapping[str, int]) ->
     if dropped:
         show(f"left out: {len(dropped)}")
         table(("OBJECT", "KIND", "WHY"), [_dropped(item) for item in dropped])
-    if manifest["ambient"]:
-        show(f"every login there can also: {visible(', '.join(manifest['ambient']))}")
+    _ambient(manifest["ambient"])
+
+
+_ROWS = ("ROW SECURITY ", "ROWS OF TENANT ")
+
+
+def _ambient(words: Sequence[str]) -> None:
+    limited = [word for word in words if word.startswith(_ROWS)]
+    others = [word for word in words if not word.startswith(_ROWS)]
+    if limited:
+        show(f"rows are limited by the database: {visible(', '.join(limited))}")
+    if others:
+        show(f"every login there can also: {visible(', '.join(others))}")
 
 
 def quoted(text: object) -> str:

@@ -38,7 +38,8 @@ class BrokerSettings:
 class Access:
     """A named access of a resource: what may be asked for at most.
 
-    ``verbs`` empty: all of the level. ``owner`` stands for tables at level migrate.
+    ``verbs`` empty: all of the level. ``owner`` stands for tables at level migrate. Of the tables in ``limited_rows`` a
+    lease sees what row security lets ``tenant`` see.
     """
 
     name: str
@@ -48,6 +49,8 @@ class Access:
     limits: Limits = field(default_factory=Limits)
     owner: str = ""
     verbs: frozenset[Verb] = frozenset()
+    tenant: str = ""
+    limited_rows: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,17 @@ class Resource:
             )
         found = self.access[access]
         return Scope(
-            self.name, access, found.level, found.tables, found.exclude, only, found.owner, script, found.verbs
+            self.name,
+            access,
+            found.level,
+            found.tables,
+            found.exclude,
+            only,
+            found.owner,
+            script,
+            found.verbs,
+            found.tenant,
+            found.limited_rows,
         )
 
     def target(self) -> Target:

@@ -165,13 +165,33 @@ def _access(resource: str, name: str, table: Table) -> Access:
         access = Access(name, level, owner=table.text("owner"), limits=limits)
     else:
         tables, exclude = table.texts("tables", empty=False), table.texts("exclude")
-        access = Access(name, level, tables, exclude, limits, verbs=verbs)
+        tenant, rows = _rows(table.table("rows", needed=False))
+        access = Access(name, level, tables, exclude, limits, verbs=verbs, tenant=tenant, limited_rows=rows)
     table.done()
     try:
-        Scope(resource, name, access.level, access.tables, access.exclude, owner=access.owner, verbs=access.verbs)
+        Scope(
+            resource,
+            name,
+            access.level,
+            access.tables,
+            access.exclude,
+            owner=access.owner,
+            verbs=access.verbs,
+            tenant=access.tenant,
+            limited_rows=access.limited_rows,
+        )
     except InvalidInput as error:
         raise ConfigInvalid(f"{table.path}: {error.message}", hint=error.hint) from None
     return access
+
+
+def _rows(table: Table) -> tuple[str, tuple[str, ...]]:
+    """(tenant, tables): both or neither."""
+    if table.empty:
+        return "", ()
+    tenant, tables = table.text("tenant"), table.texts("tables", empty=False)
+    table.done()
+    return tenant, tables
 
 
 def _limits(table: Table) -> Limits:

@@ -84,7 +84,8 @@ class Scope:
 
     ``tables``, ``exclude`` and ``verbs`` (empty: all of the level) come from the operator's config; ``only`` can make
     the scope smaller, never larger. At level ``migrate`` there are no tables but an ``owner``, and ``script`` is the
-    one file to run; None means hands-on.
+    one file to run; None means hands-on. Tables that ``limited_rows`` names are part of it only as far as row security
+    lets ``tenant`` see them; a table without such a policy is refused.
     """
 
     resource: str
@@ -96,11 +97,13 @@ class Scope:
     owner: str = ""
     script: Script | None = None
     verbs: frozenset[Verb] = frozenset()
+    tenant: str = ""
+    limited_rows: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "verbs", self.verbs or VERBS_OF_LEVEL[self.level])
         if self.level is Level.MIGRATE:
-            if not self.owner or self.tables or self.exclude or self.only or self.verbs:
+            if not self.owner or self.tables or self.exclude or self.only or self.verbs or self.tenant:
                 raise InvalidInput(
                     f"access {self.access} of {self.resource} is everything that one owner owns, not a list of tables",
                     hint="leave the tables out",
@@ -112,9 +115,11 @@ class Scope:
             raise InvalidInput(f"access {self.access} of {self.resource} has verbs that are not of its level")
         if not self.tables:
             raise InvalidInput(f"access {self.access} of {self.resource} names no tables")
-        if max(len(self.tables), len(self.exclude), len(self.only)) > MAX_PATTERNS:
+        if bool(self.tenant) != bool(self.limited_rows):
+            raise InvalidInput(f"access {self.access} of {self.resource} needs a tenant and its tables, or neither")
+        if max(map(len, (self.tables, self.exclude, self.only, self.limited_rows))) > MAX_PATTERNS:
             raise InvalidInput(f"too many table patterns, at most {MAX_PATTERNS}")
-        for text in (*self.tables, *self.exclude, *self.only):
+        for text in (*self.tables, *self.exclude, *self.only, *self.limited_rows):
             pattern(text)
 
     def wants(self, schema: str, table: str) -> bool:
@@ -140,6 +145,7 @@ class Scope:
             **({"owner": self.owner} if self.owner else {}),
             **({"script": self.script.to_json()} if self.script else {}),
             **({"verbs": sorted(verb.value for verb in self.verbs)} if self.level is Level.WRITE else {}),
+            **({"tenant": self.tenant, "limited_rows": list(self.limited_rows)} if self.tenant else {}),
         }
 
     @classmethod
@@ -160,4 +166,6 @@ class Scope:
             str(data.get("owner", "")),
             Script.from_json(script) if isinstance(script, dict) else None,  # pyright: ignore[reportUnknownArgumentType]
             frozenset(Verb(word) for word in words("verbs")) if "verbs" in data else frozenset(),
+            str(data.get("tenant", "")),
+            words("limited_rows") if "limited_rows" in data else (),
         )

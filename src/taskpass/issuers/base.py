@@ -230,6 +230,15 @@ class DrillClients(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """A session that was ended because it was over ``limit``. ``node`` is 0 for the primary, else counts nodes."""
+
+    lease: str
+    limit: str
+    node: int = 0
+
+
 class Issuer(Protocol):
     """One resource's issuer: bound to one target and one installation."""
 
@@ -284,6 +293,10 @@ class Issuer(Protocol):
 
     def close(self, role: RoleName, *, audit_head: str) -> Taken:
         """Take everything away and prove it (design: architecture.md, *closing*)."""
+        ...
+
+    def end_overdue(self) -> list[Overdue]:
+        """End the sessions of this installation's live leases that are over a limit of theirs, and say which."""
         ...
 
     def sweep(self, role: RoleName) -> int:

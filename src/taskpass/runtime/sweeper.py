@@ -18,6 +18,7 @@ from taskpass.broker.context import Broker
 from taskpass.broker.drill_schedule import drill_due
 from taskpass.broker.expire import expire_leases
 from taskpass.broker.late import LateEntry
+from taskpass.broker.overdue import end_overdue
 from taskpass.broker.reconcile import Reconciled, reconcile
 from taskpass.broker.refusals import record_refusals
 from taskpass.broker.renew_lease import end_wider_leases, renew_leases
@@ -40,6 +41,9 @@ RECONCILE_EVERY = 30
 DRILL_LOOK = 10
 """Seconds between two looks whether a drill is due."""
 MANIFESTS_EVERY = 15
+WATCH_EVERY = 5
+"""Seconds between two looks at sessions that are over their limits: so late may one be ended."""
+WATCHERS = 4
 CLOSERS = 32
 PER_TARGET = 8
 """Closes of one target side by side: one that does not answer leaves threads to the others."""
@@ -90,6 +94,7 @@ class Sweeper:
         self._closers = executor(CLOSERS, "closer")
         self._cleaners = executor(CLEANERS, "cleaner")
         self._apart = executor(APART, "sweeper-apart")
+        self._watchers = executor(WATCHERS, "watcher")
         self._running: set[str] = set()
         self._close_after: dict[LeaseId, float] = {}
         self._clean_after: dict[LeaseId, float] = {}
@@ -105,6 +110,7 @@ class Sweeper:
             _Job("runs", 1, self._end_runs, apart=True),
             _Job("renew", 1, lambda: renew_leases(broker), apart=True),
             _Job("manifests", MANIFESTS_EVERY, lambda: end_wider_leases(broker), apart=True),
+            _Job("watch", WATCH_EVERY, self._watch),
             _Job("reconcile", RECONCILE_EVERY, self._reconcile, apart=True),
             _Job("drill", DRILL_LOOK, lambda: drill_due(broker), apart=True),
         )
@@ -127,7 +133,7 @@ class Sweeper:
         if self._thread.is_alive():
             self._thread.join(10)
         self._close_the_last()
-        for pool in (self._closers, self._cleaners, self._apart):
+        for pool in (self._closers, self._cleaners, self._watchers, self._apart):
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _close_the_last(self) -> None:
@@ -156,12 +162,20 @@ class Sweeper:
                 else:
                     _quiet(job.run)
 
-    def _start_apart(self, job: _Job) -> None:
+    def _start_apart(self, job: _Job, pool: Executor | None = None) -> None:
         with self._busy_lock:
             if job.name in self._running:
                 return
             self._running.add(job.name)
-        self._apart.submit(self._run_apart, job)
+        (pool or self._apart).submit(self._run_apart, job)
+
+    def _watch(self) -> None:
+        """Each target with a live lease by itself, so that one that does not answer delays no other one."""
+        with self._broker.store.read() as unit:
+            served = {lease.target.resource for lease in unit.leases.list(states=[LeaseState.ACTIVE])}
+        for resource in served & set(self._broker.issuers):
+            job = _Job(f"watch {resource}", WATCH_EVERY, partial(end_overdue, self._broker, resource), apart=True)
+            self._start_apart(job, self._watchers)
 
     def _run_apart(self, job: _Job) -> None:
         try:

@@ -27,6 +27,7 @@ from taskpass.issuers.base import (
     FoundRole,
     Inventory,
     Order,
+    Overdue,
     RevocationSpeed,
     Severity,
     Taken,
@@ -218,6 +219,9 @@ class FakeIssuer:
             if self._place.unproven:
                 raise NotProven(self._place.unproven)
             return Taken(answer=PROOF, nodes={self._target.address: 2}, ended=ended, took_ms=1)
+
+    def end_overdue(self) -> list[Overdue]:
+        return []
 
     def sweep(self, role: RoleName) -> int:
         self._effect("sweep", role)

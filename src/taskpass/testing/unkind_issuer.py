@@ -31,7 +31,7 @@ from taskpass.core.manifest import (
 )
 from taskpass.core.scope import Level, Scope, Verb
 from taskpass.core.secret import Secret
-from taskpass.issuers.base import Capabilities, Finding, FoundRole, Inventory, Order, RevocationSpeed, Taken
+from taskpass.issuers.base import Capabilities, Finding, FoundRole, Inventory, Order, Overdue, RevocationSpeed, Taken
 from taskpass.testing.fake_drill import FakeDrill
 
 PROOF = "AuthenticationOk,28000"
@@ -306,6 +306,9 @@ class UnkindIssuer:
             if self._server.unprovable:
                 raise NotProven("the target's answer does not prove that the login is refused")
             return Taken(PROOF, {self._target.address: 2}, ended=ended)
+
+    def end_overdue(self) -> list[Overdue]:
+        return []
 
     def sweep(self, role: RoleName) -> int:
         with self._server.call("sweep"):

@@ -6,8 +6,8 @@ BEGIN
         EXECUTE format('GRANT USAGE ON SCHEMA taskpass TO %I', login);
         EXECUTE format('GRANT SELECT ON taskpass.ceiling, taskpass.owner, taskpass.kit_version TO %I', login);
         EXECUTE format('GRANT EXECUTE ON FUNCTION taskpass.issue, taskpass.enable, taskpass.close, taskpass.sweep, taskpass.lend,'
-                       ' taskpass.seal, taskpass.clean, taskpass.tidy, taskpass.seen, taskpass.set_epoch, taskpass.rehearse,'
-                       ' taskpass.version, taskpass.issue_owner, taskpass.judge_owner TO %I', login);
+                       ' taskpass.bind, taskpass.overdue, taskpass.seal, taskpass.clean, taskpass.tidy, taskpass.seen, taskpass.set_epoch,'
+                       ' taskpass.rehearse, taskpass.version, taskpass.issue_owner, taskpass.judge_owner TO %I', login);
     END LOOP;
 END $do$;
 DO $do$ DECLARE

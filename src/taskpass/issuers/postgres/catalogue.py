@@ -28,7 +28,7 @@ from taskpass.core.errors import TargetUnfit
 from taskpass.core.manifest import Column, Dropped, DropReason, Kind, Manifest, ObjectRights, Reach, Through
 from taskpass.core.scope import WRITE_VERBS, Scope, matches
 from taskpass.issuers.postgres import connection as connecting
-from taskpass.issuers.postgres import writes
+from taskpass.issuers.postgres import row_limits, writes
 
 KIT_SCHEMA = "taskpass"
 """The target kit's own schema: never part of a scope, whatever the patterns say."""
@@ -116,6 +116,10 @@ def resolve(connection: Connection, scope: Scope, *, refuse_public: bool = True)
     if effects:
         objects = _with_effects(snapshot, scope, objects, effects)
     _refuse(relevant_openings(openings, snapshot.open_schemas | {item.schema for item in objects}))
+    limited = _limited(snapshot, scope, objects)
+    if limited:
+        with driver_errors("reading the policies of row security"):
+            row_limits.demand(connection, limited)
     return Manifest(
         cluster=snapshot.cluster,
         database=snapshot.database,
@@ -123,7 +127,7 @@ def resolve(connection: Connection, scope: Scope, *, refuse_public: bool = True)
         level=scope.level,
         objects=objects,
         dropped=tuple(sorted([*choice.dropped, *without_columns], key=lambda item: item.oid)),
-        ambient=tuple(sorted([*snapshot.ambient, *_row_security(snapshot, objects)])),
+        ambient=tuple(sorted([*snapshot.ambient, *_row_security(snapshot, objects), *_tenant(scope, limited)])),
     )
 
 
@@ -208,11 +212,11 @@ class _Choice:
 def _choose(snapshot: _Snapshot, scope: Scope) -> _Choice:
     """Sort what the patterns match into granted and dropped."""
     choice = _Choice()
-    tainted = _rows_of_excluded(snapshot, scope)
+    tainted = _rows_of(snapshot, scope.exclude)
     for relation in snapshot.relations.values():
         if relation.schema == KIT_SCHEMA or not _asked(scope, relation):
             continue
-        because = _excluded_within(snapshot, tainted, relation.oid)
+        because = _read_through(snapshot, tainted, relation.oid)
         if scope.excludes(relation.schema, relation.name):
             choice.dropped.append(_dropped(relation, DropReason.EXCLUDED))
         elif because:
@@ -230,10 +234,12 @@ def _asked(scope: Scope, relation: _Relation) -> bool:
     )
 
 
-def _rows_of_excluded(snapshot: _Snapshot, scope: Scope) -> dict[int, str]:
-    """Oid -> name of the excluded relation whose rows it holds: the excluded ones, their partitions and children."""
+def _rows_of(snapshot: _Snapshot, patterns: tuple[str, ...]) -> dict[int, str]:
+    """Oid -> name of the relation of ``patterns`` whose rows it holds: itself, or as partition or child of it."""
     tainted: dict[int, str] = {}
-    todo = sorted(r.oid for r in snapshot.relations.values() if scope.excludes(r.schema, r.name))
+    if not patterns:
+        return tainted
+    todo = sorted(r.oid for r in snapshot.relations.values() if matches(patterns, r.schema, r.name))
     tainted.update((oid, snapshot.relations[oid].full_name) for oid in todo)
     while todo:
         upper = todo.pop(0)
@@ -244,8 +250,8 @@ def _rows_of_excluded(snapshot: _Snapshot, scope: Scope) -> dict[int, str]:
     return tainted
 
 
-def _excluded_within(snapshot: _Snapshot, tainted: dict[int, str], oid: int) -> str:
-    """The name of an excluded relation whose rows can be read through ``oid``, or empty."""
+def _read_through(snapshot: _Snapshot, tainted: dict[int, str], oid: int) -> str:
+    """The name of a tainted relation whose rows can be read through ``oid``, or empty."""
     if not tainted:
         return ""
     return min((tainted[found] for found in (oid, *snapshot.reach(oid)) if found in tainted), default="")
@@ -319,6 +325,17 @@ def _reach(snapshot: _Snapshot, oid: int) -> tuple[Reach, ...]:
 def _row_security(snapshot: _Snapshot, objects: Iterable[ObjectRights]) -> Iterable[str]:
     """Policies of a table limit what a lease sees (often to nothing), so people are told and a change of it shows."""
     return (f"ROW SECURITY {o.schema}.{o.name}" for o in objects if snapshot.relations[o.oid].row_security)
+
+
+def _limited(snapshot: _Snapshot, scope: Scope, objects: Iterable[ObjectRights]) -> list[ObjectRights]:
+    """Whatever shows rows of a limited table, by any of its names: only policies of the table that is asked count."""
+    tainted = _rows_of(snapshot, scope.limited_rows)
+    return [item for item in objects if _read_through(snapshot, tainted, item.oid)]
+
+
+def _tenant(scope: Scope, limited: Iterable[ObjectRights]) -> Iterable[str]:
+    """Part of what is approved: another tenant is another manifest."""
+    return (f"ROWS OF TENANT {scope.tenant} {o.schema}.{o.name}" for o in limited)
 
 
 def _refuse(openings: Sequence[Opening]) -> None:

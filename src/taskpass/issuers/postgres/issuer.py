@@ -20,7 +20,7 @@ from taskpass.core.clock import Clock, Entropy, Instant
 from taskpass.core.errors import InvalidInput, ManifestChanged, TargetUnavailable, TargetUnfit, TaskpassError
 from taskpass.core.ids import InstallationId, LeaseId, RoleName, lease_of_role, new_id, role_name
 from taskpass.core.lease import Target
-from taskpass.core.limits import BOUNDS, Enforced
+from taskpass.core.limits import BOUNDS, Enforced, Limits
 from taskpass.core.manifest import Manifest, Migration, accept, is_within
 from taskpass.core.scope import Level, Scope, Verb
 from taskpass.core.script import Script
@@ -32,6 +32,7 @@ from taskpass.issuers.base import (
     FoundRole,
     Inventory,
     Order,
+    Overdue,
     Progress,
     RevocationSpeed,
     Severity,
@@ -81,21 +82,25 @@ class PostgresIssuer:
         self._closing = Connections(target, login)
         # Until the first look nobody knows.
         self._unlisted: int | None = None
+        self._settings = kit.Settings(watched=False, temp_files=False)
 
     @property
     def capabilities(self) -> Capabilities:
         return self.capabilities_of(Level.READ)
 
     def capabilities_of(self, level: Level) -> Capabilities:
-        limits = dict.fromkeys(BOUNDS, Enforced.DEFAULT) | {
-            "connections": Enforced.TARGET,
-            "temp_megabytes": Enforced.NONE,
-        }
+        on_tables = level is not Level.MIGRATE
+        times = Enforced.BROKER if on_tables and self._settings.watched else Enforced.DEFAULT
         return replace(
             CAPABILITIES,
             changes_data=level is not Level.READ,
-            changes_schema=level is Level.MIGRATE,
-            limits=limits,
+            changes_schema=not on_tables,
+            row_limits=on_tables,
+            limits=dict.fromkeys(BOUNDS, times)
+            | {
+                "connections": Enforced.TARGET,
+                "temp_megabytes": Enforced.TARGET if self._settings.temp_files else Enforced.NONE,
+            },
             unlisted_nodes=self._unlisted,
         )
 
@@ -116,6 +121,7 @@ class PostgresIssuer:
             found += self._look_at_nodes(connection)
             with driver_errors("looking at the kit"):
                 found += kit.lacking(connection)
+                self._settings = kit.settings(connection)
         return [*found, *self._rehearse()] if thorough else found
 
     def resolve(self, scope: Scope) -> Manifest:
@@ -205,6 +211,8 @@ class PostgresIssuer:
                         order.audit_head,
                     ],
                 )
+                if order.limits != Limits() or order.scope.tenant:
+                    connection.execute("SELECT taskpass.bind(%s, %s::jsonb, %s)", _binding(order))
                 if warnings:
                     raise TargetUnfit("the target warned while granting, so not all was granted", code="kit_grant")
                 self._compare(connection, order)
@@ -272,6 +280,21 @@ class PostgresIssuer:
 
     def close(self, role: RoleName, *, audit_head: str) -> Taken:
         return Closing(self._closing, self._target, self._entropy, self._own(role), role, audit_head).run()
+
+    def end_overdue(self) -> list[Overdue]:
+        """Every node, also after one failed; raises what failed first if nothing was ended."""
+        found: list[Overdue] = []
+        failed = None
+        for number, address in enumerate((self._target.address, *self._target.nodes)):
+            try:
+                with self._closing.use(address) as connection, driver_errors("looking for sessions over their limits"):
+                    rows = connection.execute('SELECT lease, "limit" FROM taskpass.overdue()').fetchall()
+                found += [Overdue(lease, limit, number) for lease, limit in rows]
+            except TaskpassError as error:
+                failed = failed or error
+        if failed and not found:
+            raise failed
+        return found
 
     def sweep(self, role: RoleName) -> int:
         lease = self._own(role)
@@ -369,6 +392,10 @@ def _wanted(manifest: Manifest) -> str:
             for o in manifest.objects
         ]
     )
+
+
+def _binding(order: Order) -> list[str | None]:
+    return [order.lease, json.dumps(order.limits.to_json()), order.scope.tenant or None]
 
 
 def _listen(connection: Connection, warnings: list[str]) -> Callable[[psycopg.errors.Diagnostic], None]:

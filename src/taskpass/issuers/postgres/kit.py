@@ -107,6 +107,20 @@ def hardening_sql(databases: Iterable[str]) -> str:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a target lets the kit do about limits: end sessions that are over one, bound temporary files."""
+
+    watched: bool
+    temp_files: bool
+
+
+def settings(connection: psycopg.Connection[Any]) -> Settings:
+    """As it is now. Without ``track_activities`` nobody sees how long a session has been at something."""
+    row = connection.execute(_SETTINGS).fetchone()
+    return Settings(*row) if row else Settings(watched=False, temp_files=False)
+
+
 def lacking(connection: psycopg.Connection[Any]) -> list[Finding]:
     """What the kit needs and does not have here, as the broker's login (or an administrator) can see it.
 
@@ -192,6 +206,11 @@ _VISIBLE = """
 SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
  WHERE n.nspname = 'taskpass' AND c.relname = 'ceiling'
    AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
+"""
+
+_SETTINGS = """
+SELECT current_setting('track_activities')::boolean AND to_regprocedure('taskpass.overdue()') IS NOT NULL,
+       coalesce(has_parameter_privilege(to_regrole('taskpass_kit')::oid, 'temp_file_limit', 'SET'), false)
 """
 
 _UPGRADE = """\

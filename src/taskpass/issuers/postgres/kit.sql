@@ -110,6 +110,9 @@ ALTER TABLE taskpass.lease ADD COLUMN IF NOT EXISTS head text NOT NULL DEFAULT '
 ALTER TABLE taskpass.broker DROP CONSTRAINT IF EXISTS broker_installation_key;
 ALTER TABLE taskpass.ceiling DROP CONSTRAINT IF EXISTS ceiling_verb_check;
 ALTER TABLE taskpass.ceiling ADD CONSTRAINT ceiling_verb_check CHECK (verb IN ('SELECT', 'INSERT', 'UPDATE', 'DELETE'));
+-- What one session of the lease may use at a time (NULL: the defaults of limits_of), and whose rows it may see.
+ALTER TABLE taskpass.lease ADD COLUMN IF NOT EXISTS limits jsonb;
+ALTER TABLE taskpass.lease ADD COLUMN IF NOT EXISTS tenant text;
 
 -- As whom migrations may run, for how long, and how many at a time: the DBA's consent, without which no lease acts as an
 -- owner. A lease that does has the owner's oid in `owner`, and no rights of its own.
@@ -126,7 +129,8 @@ DO $do$ DECLARE
     routine regprocedure;
 BEGIN
     FOR routine IN SELECT p.oid::regprocedure FROM pg_proc p
-                    WHERE p.pronamespace = 'taskpass'::regnamespace AND p.proowner = 'taskpass_kit'::regrole LOOP
+                    WHERE p.pronamespace = 'taskpass'::regnamespace AND p.proowner = 'taskpass_kit'::regrole
+                      AND p.proname <> 'tenant' LOOP  -- policies of row security rest on that one
         EXECUTE format('DROP ROUTINE %s', routine);
     END LOOP;
 END $do$;
@@ -138,7 +142,51 @@ GRANT UPDATE (epoch) ON taskpass.broker TO taskpass_kit;
 GRANT SELECT, INSERT, UPDATE, DELETE ON taskpass.lease TO taskpass_kit;
 GRANT SELECT, UPDATE ON taskpass.gate TO taskpass_kit;
 
+-- Only superusers may set temp_file_limit, unless they pass it on. Where this is refused the limit is nobody's.
+DO $do$ BEGIN
+    GRANT SET ON PARAMETER temp_file_limit TO taskpass_kit;
+EXCEPTION WHEN insufficient_privilege THEN
+    RAISE NOTICE 'taskpass: not allowed to pass on temp_file_limit';
+END $do$;
+
 -- ------------------------------------------------------------------------------------------------ internal routines
+
+-- The limits of a lease, each within its bounds: seconds, and megabytes (2^20 bytes) of temporary files per session.
+CREATE OR REPLACE FUNCTION taskpass.limits_of(limits jsonb, OUT statement integer, OUT transaction integer,
+    OUT idle_in_transaction integer, OUT idle integer, OUT temp_megabytes integer)
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $kit$
+BEGIN
+    statement := coalesce((limits->>'statement_seconds')::integer, 60);
+    transaction := coalesce((limits->>'transaction_seconds')::integer, 600);
+    idle_in_transaction := coalesce((limits->>'idle_in_transaction_seconds')::integer, 60);
+    idle := coalesce((limits->>'idle_seconds')::integer, 600);
+    temp_megabytes := coalesce((limits->>'temp_megabytes')::integer, 1024);
+    IF statement NOT BETWEEN 1 AND 3600 OR transaction NOT BETWEEN 1 AND 14400 OR idle_in_transaction NOT BETWEEN 1 AND 3600
+       OR idle NOT BETWEEN 10 AND 28800 OR temp_megabytes NOT BETWEEN 1 AND 1048576 THEN
+        RAISE EXCEPTION 'taskpass: a limit is out of its bounds' USING ERRCODE = 'TP001';
+    END IF;
+EXCEPTION WHEN invalid_text_representation OR numeric_value_out_of_range THEN
+    RAISE EXCEPTION 'taskpass: a limit is not a number' USING ERRCODE = 'TP001';
+END $kit$;
+
+-- Sets them as defaults of the role's sessions. Of these the agent cannot change temp_file_limit; for the others there
+-- is overdue. A lock that is waited for longer than three seconds is somebody else's work standing still.
+CREATE OR REPLACE FUNCTION taskpass.limit_role(lease_role name, limits jsonb) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $kit$
+DECLARE
+    wanted record := taskpass.limits_of(limits);
+BEGIN
+    EXECUTE format('ALTER ROLE %I SET statement_timeout = ''%ss''', lease_role, wanted.statement);
+    EXECUTE format('ALTER ROLE %I SET lock_timeout = ''3s''', lease_role);
+    EXECUTE format('ALTER ROLE %I SET idle_in_transaction_session_timeout = ''%ss''', lease_role, wanted.idle_in_transaction);
+    EXECUTE format('ALTER ROLE %I SET idle_session_timeout = ''%ss''', lease_role, wanted.idle);
+    IF current_setting('server_version_num')::integer >= 170000 THEN
+        EXECUTE format('ALTER ROLE %I SET transaction_timeout = ''%ss''', lease_role, wanted.transaction);
+    END IF;
+    IF has_parameter_privilege('temp_file_limit', 'SET') THEN
+        EXECUTE format('ALTER ROLE %I SET temp_file_limit = ''%sMB''', lease_role, wanted.temp_megabytes);
+    END IF;
+END $kit$;
 
 -- The installation of the login that called.
 CREATE OR REPLACE FUNCTION taskpass.caller() RETURNS text
@@ -500,10 +548,7 @@ BEGIN
         EXECUTE format('CREATE ROLE %I NOLOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS INHERIT', lease_role);
         SELECT oid INTO lease_oid FROM pg_roles WHERE rolname = lease_role;
         EXECUTE format('COMMENT ON ROLE %I IS %L', lease_role, lease);
-        EXECUTE format('ALTER ROLE %I SET statement_timeout = ''60s''', lease_role);
-        EXECUTE format('ALTER ROLE %I SET lock_timeout = ''3s''', lease_role);
-        EXECUTE format('ALTER ROLE %I SET idle_in_transaction_session_timeout = ''60s''', lease_role);
-        EXECUTE format('ALTER ROLE %I SET idle_session_timeout = ''600s''', lease_role);
+        PERFORM taskpass.limit_role(lease_role, NULL);
         IF NOT EXISTS (SELECT FROM jsonb_to_recordset(rights) AS r(verbs text[]) WHERE r.verbs <> ARRAY['SELECT']) THEN
             EXECUTE format('ALTER ROLE %I SET default_transaction_read_only = on', lease_role);
         END IF;
@@ -672,6 +717,52 @@ BEGIN
     PERFORM taskpass.caller();
     RETURN coalesce(taskpass.unfit_owner((SELECT r.oid FROM pg_roles r WHERE r.rolname = owner)),
                     CASE WHEN NOT EXISTS (SELECT FROM taskpass.owner o WHERE o.role = judge_owner.owner) THEN '' END);
+END $kit$;
+
+-- Other limits than the defaults, and the tenant that policies see as taskpass.tenant(); before the lease is enabled.
+CREATE OR REPLACE FUNCTION taskpass.bind(lease text, limits jsonb, tenant text) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '3s' AS $kit$
+BEGIN
+    IF tenant = '' OR length(tenant) > 200 OR jsonb_typeof(limits) <> 'object' THEN
+        RAISE EXCEPTION 'taskpass: not a tenant, or not limits' USING ERRCODE = 'TP001';
+    END IF;
+    UPDATE taskpass.lease l SET limits = bind.limits, tenant = bind.tenant
+     WHERE l.installation = taskpass.caller() AND l.lease = bind.lease AND l.state = 'created';
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'taskpass: only a lease that is not enabled yet is bound' USING ERRCODE = 'TP006';
+    END IF;
+    PERFORM taskpass.limit_role(taskpass.role_of(lease)::name, limits);
+END $kit$;
+
+-- For policies of row security: whose rows the session's lease may see; NULL for every login that is no live lease. It goes
+-- by the login itself, which a session cannot change, and by what the broker said before the lease could log in.
+CREATE OR REPLACE FUNCTION taskpass.tenant() RETURNS text
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $kit$
+    SELECT l.tenant FROM taskpass.lease l JOIN pg_roles r ON r.oid = l.role
+     WHERE r.rolname = session_user AND l.state = 'enabled'
+$kit$;
+
+-- Ends the sessions of the caller's live leases that are over a limit, whatever they set for themselves, two seconds
+-- after the server would have done it. Works on a standby. A lease without rights on tables has no limits here.
+CREATE OR REPLACE FUNCTION taskpass.overdue() RETURNS TABLE (lease text, "limit" text, pid integer)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $kit$
+DECLARE
+    late constant interval := interval '2 seconds';
+    here constant timestamptz := clock_timestamp();
+BEGIN
+    RETURN QUERY
+    SELECT o.lease, o.over, o.pid FROM (
+        SELECT l.lease, a.pid, CASE
+                   WHEN a.state = 'active' AND here - a.query_start > make_interval(secs => w.statement) + late THEN 'statement_seconds'
+                   WHEN here - a.xact_start > make_interval(secs => w.transaction) + late THEN 'transaction_seconds'
+                   WHEN a.state LIKE 'idle in%' AND here - a.state_change > make_interval(secs => w.idle_in_transaction) + late
+                       THEN 'idle_in_transaction_seconds'
+                   WHEN a.state = 'idle' AND here - a.state_change > make_interval(secs => w.idle) + late THEN 'idle_seconds'
+               END AS over
+          FROM taskpass.lease l JOIN pg_stat_activity a ON a.usesysid = l.role, taskpass.limits_of(l.limits) w
+         WHERE l.installation = taskpass.caller() AND l.state = 'enabled' AND l.rights <> '[]'
+         OFFSET 0) AS o  -- so that nothing is ended before it is known to be ours
+     WHERE CASE WHEN o.over IS NOT NULL THEN pg_terminate_backend(o.pid) ELSE false END;
 END $kit$;
 
 -- Lets the role log in for `seconds` from now by this server's clock; also a renewal. The ceiling is asked again.
@@ -926,5 +1017,7 @@ BEGIN
         EXECUTE format('REVOKE ALL ON ROUTINE %s FROM PUBLIC', routine);
     END LOOP;
 END $do$;
+-- Whoever a policy applies to must be able to run it; nobody can name it, because the schema is nobody's to use.
+GRANT EXECUTE ON FUNCTION taskpass.tenant() TO PUBLIC;
 REVOKE CREATE ON SCHEMA taskpass FROM taskpass_kit;
 INSERT INTO taskpass.kit_version (version) VALUES (2) ON CONFLICT (version) DO NOTHING;

@@ -21,7 +21,7 @@ from taskpass.core.lease import Target
 from taskpass.core.text import visible
 from taskpass.issuers.base import Finding, Severity
 from taskpass.issuers.postgres import kit
-from taskpass.issuers.postgres.catalogue import Opening, driver_errors, fetch, public_openings, query
+from taskpass.issuers.postgres.catalogue import KIT_SCHEMA, Opening, driver_errors, fetch, public_openings, query
 from taskpass.wire.postgres.address import parse_address
 
 Connection = psycopg.Connection[Any]
@@ -42,7 +42,7 @@ def check(connection: Connection, target: Target, *, thorough: bool = False) -> 
     found += _fence(connection)
     found += _kit(connection, facts["login"]) if facts["kit"] else [_NO_KIT]
     if facts["encoding"] != _NO_ENCODING:
-        found += _public(connection, facts["kit_schemas"])
+        found += _public(connection, [name for name in facts["kit_schemas"] if name != KIT_SCHEMA])
     if thorough:
         found += _large_objects(connection)
     order = list(reversed(Severity))
@@ -294,8 +294,9 @@ SELECT (SELECT max(v.version) FROM taskpass.kit_version v),
              WHERE n.nspname = 'taskpass' AND c.relkind = 'r'
                AND (pg_catalog.has_table_privilege(c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE')
                     OR pg_catalog.has_any_column_privilege(c.oid, 'INSERT, UPDATE')) ORDER BY 1),
-       NOT EXISTS (SELECT FROM pg_catalog.unnest(ARRAY['issue', 'enable', 'close', 'sweep', 'lend', 'seal', 'clean',
-                                                       'seen', 'set_epoch', 'rehearse', 'version']) AS needed(name)
+       NOT EXISTS (SELECT FROM pg_catalog.unnest(ARRAY['issue', 'enable', 'bind', 'overdue', 'close', 'sweep',
+                                                       'lend', 'seal', 'clean', 'seen', 'set_epoch', 'rehearse',
+                                                       'version']) AS needed(name)
                    WHERE NOT EXISTS (
                        SELECT FROM pg_catalog.pg_proc p
                        WHERE p.pronamespace = 'taskpass'::regnamespace AND p.proname = needed.name

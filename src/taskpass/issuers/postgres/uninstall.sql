@@ -10,6 +10,11 @@ BEGIN
     IF EXISTS (SELECT FROM taskpass.lease WHERE state <> 'cleaned') THEN
         RAISE EXCEPTION 'taskpass: there are leases that are not cleaned' USING HINT = 'taskpass revoke --all';
     END IF;
+    IF EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_policy'::regclass AND d.refclassid = 'pg_proc'::regclass
+                  AND d.refobjid = to_regprocedure('taskpass.tenant()')) THEN
+        RAISE EXCEPTION 'taskpass: policies of row security use taskpass.tenant()'
+            USING HINT = 'drop or change them first: without them their tables may be open to more logins';
+    END IF;
     IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
         IF current_setting('server_version_num')::integer >= 160000 THEN
             EXECUTE 'GRANT taskpass_kit TO CURRENT_USER WITH INHERIT TRUE, SET TRUE';
