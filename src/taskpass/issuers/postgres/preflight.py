@@ -294,9 +294,8 @@ SELECT (SELECT max(v.version) FROM taskpass.kit_version v),
              WHERE n.nspname = 'taskpass' AND c.relkind = 'r'
                AND (pg_catalog.has_table_privilege(c.oid, 'INSERT, UPDATE, DELETE, TRUNCATE')
                     OR pg_catalog.has_any_column_privilege(c.oid, 'INSERT, UPDATE')) ORDER BY 1),
-       NOT EXISTS (SELECT FROM pg_catalog.unnest(ARRAY['issue', 'enable', 'bind', 'overdue', 'close', 'sweep',
-                                                       'lend', 'seal', 'clean', 'seen', 'set_epoch', 'rehearse',
-                                                       'version']) AS needed(name)
+       NOT EXISTS (SELECT FROM pg_catalog.unnest(ARRAY['issue', 'enable', 'close', 'sweep', 'lend', 'seal', 'clean',
+                                                       'seen', 'set_epoch', 'rehearse', 'version']) AS needed(name)
                    WHERE NOT EXISTS (
                        SELECT FROM pg_catalog.pg_proc p
                        WHERE p.pronamespace = 'taskpass'::regnamespace AND p.proname = needed.name

@@ -48,6 +48,11 @@ BEGIN
         END;
     END LOOP;
     BEGIN
+        BEGIN
+            REVOKE SET ON PARAMETER temp_file_limit FROM taskpass_kit;
+        EXCEPTION WHEN insufficient_privilege THEN
+            NULL;  -- it was never passed on then
+        END;
         DROP ROLE taskpass_kit;
     EXCEPTION WHEN dependent_objects_still_exist OR insufficient_privilege THEN
         RAISE WARNING 'taskpass: taskpass_kit is still used in another database and stays';
