@@ -301,7 +301,7 @@ def _with_effects(
 ) -> tuple[ObjectRights, ...]:
     """``objects`` with what writing to them does elsewhere; a verb that does it to something excluded is held back."""
     places = {r.oid: writes.Place(r.kind, r.schema, r.name) for r in snapshot.relations.values()}
-    excluded = _rows_of_excluded(snapshot, scope)
+    excluded = _rows_of(snapshot, scope.exclude)
 
     def one(item: ObjectRights) -> ObjectRights:
         found = writes.written(item.oid, item.verbs, effects, places=places, below=snapshot.below, excluded=excluded)
