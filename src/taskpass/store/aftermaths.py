@@ -35,9 +35,9 @@ class SqlAftermaths:
         rows.allowed(changes, _CHANGES, "migration")
         values = codec.aftermath_changes(changes)
         # Nobody compares with it any more, and it is the largest thing in the row.
-        rows.advance(
-            self._session, aftermaths, lease_id, AFTERMATH_TABLE, event, {**values, "before": "[]"}, "migration"
-        )
+        values["before"] = "[]"
+        before = codec.aftermath_of(rows.get_to_move(self._session, aftermaths, lease_id, "migration")).state
+        rows.advance(self._session, aftermaths, lease_id, before, AFTERMATH_TABLE, event, values, "migration")
         return self.get(lease_id)
 
     def note(self, lease_id: LeaseId, **changes: Any) -> Aftermath:
