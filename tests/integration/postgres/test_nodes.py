@@ -8,12 +8,13 @@ import psycopg
 import pytest
 
 from taskpass.core.errors import NotProven, TargetUnavailable
+from taskpass.core.ids import role_name
 from taskpass.core.separation import Environment
 from taskpass.issuers.base import Severity
-from taskpass.issuers.postgres import close
+from taskpass.issuers.postgres import close, scram
 from taskpass.testing.postgres import EmbeddedServer
 from tests.conftest import Database, require_version
-from tests.integration.postgres.enrolled import TABLES, Broker, outcome, until
+from tests.integration.postgres.enrolled import ENTROPY, TABLES, Broker, outcome, until
 from tests.integration.postgres.standby import caught_up, enter, streaming
 
 pytestmark = pytest.mark.service
@@ -233,3 +234,31 @@ def test_a_listed_node_that_takes_writes_of_its_own_proves_nothing(pair, broker)
             assert not fails(session)
         issuer.close_connections()
     assert broker.refused(made)
+
+
+def test_a_drill_plays_on_the_standby_too(pair, broker, listed):
+    secret, role = scram.new_secret(ENTROPY), role_name(broker.installation, broker.new_lease())
+    listed.rehearse(role, secret, audit_head="")
+    clients = listed.drill(role, secret, reads=None)
+    clients.control()
+    assert "idle on node 1" in clients.open()
+    clients.ordered()
+    listed.close(role, audit_head="")
+    met = {each.kind: each.ended for each in clients.met()}
+    clients.close()
+    assert (met["idle"], met["idle on node 1"]) == ("57P01", "57P01")
+    assert (met["password"], met["password on node 1"]) == ("28P01", "28P01")
+
+
+def test_a_drill_notices_a_standby_that_the_closing_passed_over(pair, broker, listed, monkeypatch):
+    monkeypatch.setattr("taskpass.issuers.postgres.drill.PATIENCE", 1.0)
+    secret, role = scram.new_secret(ENTROPY), role_name(broker.installation, broker.new_lease())
+    listed.rehearse(role, secret, audit_head="")
+    clients = listed.drill(role, secret, reads=None)
+    clients.control()
+    clients.open()
+    clients.ordered()
+    broker.issuer.close(role, audit_head="")
+    working = [each.kind for each in clients.met() if not each.ended]
+    clients.close()
+    assert "idle on node 1" in working

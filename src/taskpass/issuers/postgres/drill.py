@@ -11,6 +11,7 @@ import selectors
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import psycopg
@@ -58,7 +59,7 @@ class PostgresDrill:
         self._reads = reads
         self._broker = broker
         self._entropy = entropy
-        self._logins = Connections(target, BrokerLogin(role, secret))
+        self._login = BrokerLogin(role, secret)
         self._database = parse_address(target.address).database
         self._held: dict[str, Connection] = {}
         self._prepared = ""
@@ -67,17 +68,21 @@ class PostgresDrill:
 
     def control(self) -> None:
         wrong = scram.new_secret(self._entropy)
-        for place in self._places():
-            control(place, self._role, self._secret, wrong, self._entropy)
+        first, *nodes = self._places()
+        control(first, self._role, self._secret, wrong, self._entropy)
+        for place in nodes:
+            self._control_when_known(place, wrong)
 
     def open(self) -> tuple[str, ...]:
-        first = self._held["idle"] = self._enter()
+        first = self._hold("idle")
         with driver_errors("opening the sessions of a drill"):
             self._demand_room(first)
             self._read(first)
             for kind, begin in _KINDS.items():
-                connection = self._held[kind] = self._enter()
+                connection = self._hold(kind)
                 begin(connection)
+            for number, node in enumerate(self._target.nodes, 1):
+                self._read(self._hold(f"idle on node {number}", node))
             self._prepare()
         self._restless.begin()
         prepared = ("prepared",) if self._prepared else ()
@@ -102,11 +107,27 @@ class PostgresDrill:
 
     # ---- opening ----
 
+    def _control_when_known(self, place: Place, wrong: Secret) -> None:
+        """A standby hears of the account a moment later; until then it refuses the right password as well."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return control(place, self._role, self._secret, wrong, self._entropy)
+            except TargetUnfit:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(PAUSE)
+
     def _places(self) -> list[Place]:
         return [Place(each, self._target.tls.get("ca", "")) for each in (self._target.address, *self._target.nodes)]
 
-    def _enter(self) -> Connection:
-        return self._logins.other_database(self._database)
+    def _hold(self, kind: str, node: str = "") -> Connection:
+        connection = self._held[kind] = self._enter(node)
+        return connection
+
+    def _enter(self, node: str = "") -> Connection:
+        target = replace(self._target, address=node or self._target.address)
+        return Connections(target, self._login).other_database(self._database)
 
     def _demand_room(self, connection: Connection) -> None:
         row = connection.execute("SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user").fetchone()
@@ -148,7 +169,8 @@ class PostgresDrill:
 
     def _met_password(self) -> tuple[Met, ...]:
         """The password that worked a moment ago, on every node."""
-        return tuple(Met("password", self._answer(place)) for place in self._places())
+        names = ("password", *(f"password on node {number}" for number in range(1, 1 + len(self._target.nodes))))
+        return tuple(Met(name, self._answer(place)) for name, place in zip(names, self._places(), strict=True))
 
     def _answer(self, place: Place) -> str:
         outcome = attempt(place, self._role, self._secret, self._entropy)
