@@ -200,6 +200,9 @@ class FakeIssuer:
             self._anchor("rehearse", lease, audit_head)
 
     def drill(self, role: RoleName, secret: Secret, *, reads: int | None) -> FakeDrill[int]:
+        if lease_of_role(self._installation, role) is None:
+            raise InvalidInput("that account is not one of this installation's")
+
         def enter(right: bool) -> int:
             return self._place.login(role, secret.reveal() if right else "another")
 

@@ -15,7 +15,7 @@ from typing import Protocol
 import pytest
 
 from taskpass.core.clock import Entropy, Instant
-from taskpass.core.errors import Conflict, InvalidInput, ManifestChanged, TargetUnavailable
+from taskpass.core.errors import Conflict, InvalidInput, ManifestChanged, TargetUnavailable, TargetUnfit
 from taskpass.core.ids import LeaseId, RoleName, new_id, role_name
 from taskpass.core.manifest import Keep, Manifest, narrow
 from taskpass.core.scope import Scope
@@ -320,6 +320,35 @@ class IssuerSuite:
 
     # ---- no answer ----
 
+    def test_the_clients_of_a_drill_judge_that_an_account_ended(self, rig: Rig) -> None:
+        made = order(rig)
+        rig.issuer.rehearse(made.role, made.secret, audit_head="7:sha256:00ff")
+        assert rig.issuer.rights(made.role) == {}
+        clients = rig.issuer.drill(made.role, made.secret, reads=None)
+        clients.control()
+        kinds = clients.open()
+        clients.ordered()
+        rig.issuer.close(made.role, audit_head="9:sha256:00ff")
+        met = clients.met()
+        clients.close()
+        assert len(kinds) >= 6
+        assert {each.kind for each in met} >= {*kinds, "password"}
+        assert [each for each in met if not each.ended] == []
+
+    def test_a_server_that_accepts_no_password_at_all_fails_the_control_of_a_drill(self, rig: Rig) -> None:
+        made = order(rig)
+        rig.issuer.rehearse(made.role, made.secret, audit_head="")
+        rig.issuer.close(made.role, audit_head="")
+        with pytest.raises(TargetUnfit):
+            rig.issuer.drill(made.role, made.secret, reads=None).control()
+
+    def test_nobody_rehearses_under_another_installation_s_name(self, rig: Rig) -> None:
+        made = order(rig, rig.other)
+        with pytest.raises(InvalidInput):
+            rig.issuer.rehearse(made.role, made.secret, audit_head="")
+        with pytest.raises(InvalidInput):
+            rig.issuer.drill(made.role, made.secret, reads=None)
+
     def test_a_target_without_an_answer_is_unavailable_and_nothing_is_called_proven(self, rig: Rig) -> None:
         made = live(rig)
         rig.cut_off()
@@ -346,6 +375,7 @@ def _effects(issuer: Issuer, made: Made) -> list[Callable[[], object]]:
     return [
         lambda: issuer.create(made.order),
         lambda: issuer.enable(made.role, lifetime=60, audit_head=""),
+        lambda: issuer.rehearse(made.role, made.secret, audit_head=""),
         lambda: issuer.close(made.role, audit_head=""),
         lambda: issuer.sweep(made.role),
         lambda: issuer.clean(made.role),
