@@ -39,4 +39,4 @@ def seconds_between(start: Instant, end: Instant) -> int:
 def rfc3339(at: Instant) -> str:
     """``at`` as RFC 3339 UTC with exactly three decimals; the fixed precision keeps digests stable."""
     moment = datetime.fromtimestamp(at // SECOND, UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{at % SECOND:03d}Z"
+    return f"{moment.isoformat()[:19]}.{at % SECOND:03d}Z"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from sqlalchemy import BindParameter, Column, Insert, Select, Table, Update, bindparam, insert, select, update
 
@@ -47,9 +47,16 @@ def newest_first(
     table: Table, age: Column[Any], filters: Mapping[str, object], limit: int | None
 ) -> tuple[Select[Any], dict[str, Any]]:
     """A statement for the rows whose columns equal ``filters`` (None: any; a list: one of them), and its values."""
-    values = {name: value for name, value in filters.items() if value is not None}
+    values = {name: _single(value) for name, value in filters.items() if value is not None}
     shape = tuple(sorted((name, isinstance(value, list)) for name, value in values.items()))
     return _newest_first(table, age.name, shape), {**values, "many": ALL if limit is None else limit}
+
+
+def _single(value: object) -> object:
+    """A list of one is that one: the library writes a list into the statement anew each time."""
+    if isinstance(value, list) and len(several := cast("list[object]", value)) == 1:
+        return several[0]
+    return cast(object, value)
 
 
 @cache

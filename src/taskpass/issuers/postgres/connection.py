@@ -7,7 +7,9 @@ the leases' logins: those are the endpoint's and the probe's.
 from __future__ import annotations
 
 import contextlib
+import select
 import threading
+import time
 from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +30,7 @@ AT_ONCE = 8
 """Connections per node. An issuer has two sets, one of them for taking back, and the kit allows a broker 20."""
 
 _TURN_SECONDS = 20.0
+_TRUSTED_SECONDS = 5.0
 
 _CONNECT_SECONDS = 5
 _SETTINGS = (
@@ -55,7 +58,7 @@ class Connections:
         self._target = target
         self._login = login
         self._lock = threading.Lock()
-        self._idle: dict[str, list[Connection]] = {}
+        self._idle: dict[str, list[tuple[Connection, float]]] = {}
         self._turns = {node: threading.BoundedSemaphore(AT_ONCE) for node in (target.address, *target.nodes)}
 
     @contextlib.contextmanager
@@ -83,14 +86,14 @@ class Connections:
         with self._lock:
             idle = self._idle.setdefault(node, [])
             if len(idle) < KEPT and not connection.closed:
-                idle.append(connection)
+                idle.append((connection, time.monotonic()))
                 return
         connection.close()
 
     def close(self) -> None:
         with self._lock:
             idle, self._idle = self._idle, {}
-        for connection in (each for node in idle.values() for each in node):
+        for connection, _ in (each for node in idle.values() for each in node):
             connection.close()
 
     def other_database(self, database: str) -> Connection:
@@ -104,10 +107,9 @@ class Connections:
                 idle = self._idle.get(node)
                 if not idle:
                     return None
-                connection = idle.pop()
+                connection, since = idle.pop()
             # A server that restarted since is noticed here and not in the middle of an effect.
-            with contextlib.suppress(psycopg.Error):
-                connection.execute("SELECT")
+            if _answers(connection, time.monotonic() - since):
                 return connection
             connection.close()
 
@@ -172,6 +174,22 @@ class Connections:
             **proof,
             **tls,
         }
+
+
+def _answers(connection: Connection, idle: float) -> bool:
+    """Whether the server is still there, without asking it if the connection was used ``idle`` seconds ago only.
+
+    A server that ended has closed its side, and that shows without a word; a network that swallows everything shows
+    only in an answer that does not come.
+    """
+    readable = select.poll()  # unlike select(), for descriptors of any number
+    readable.register(connection.pgconn.socket, select.POLLIN)
+    if not readable.poll(0) and idle < _TRUSTED_SECONDS:
+        return True
+    with contextlib.suppress(psycopg.Error):
+        connection.execute("SELECT")
+        return True
+    return False
 
 
 _WHICH = """

@@ -318,7 +318,7 @@ BEGIN
         RAISE EXCEPTION 'taskpass: a lease lives at least one second' USING ERRCODE = 'TP001';
     END IF;
     SELECT count(*) INTO live FROM taskpass.lease l
-     WHERE l.installation = taskpass.caller() AND l.state IN ('created', 'enabled')
+     WHERE l.installation = (SELECT taskpass.caller()) AND l.state IN ('created', 'enabled')
        AND l.lease <> demand_below_ceiling.lease;
     SELECT n.nspname, o.relname, v.verb, min(c.longest_seconds) AS longest, min(c.most_live) AS most INTO tight
       FROM jsonb_to_recordset(rights) AS r(oid oid, verbs text[])
@@ -536,7 +536,7 @@ DECLARE
 BEGIN
     INSERT INTO taskpass.lease AS l (installation, lease, state, rights) VALUES (taskpass.caller(), make.lease, 'created', make.rights)
         ON CONFLICT ON CONSTRAINT lease_pkey DO NOTHING;
-    SELECT * INTO known FROM taskpass.lease l WHERE l.installation = taskpass.caller() AND l.lease = make.lease FOR UPDATE;
+    SELECT * INTO known FROM taskpass.lease l WHERE l.installation = (SELECT taskpass.caller()) AND l.lease = make.lease FOR UPDATE;
     IF known.state NOT IN ('created', 'enabled') OR known.rights <> rights THEN
         RAISE EXCEPTION 'taskpass: the lease is closing, closed or has other rights' USING ERRCODE = 'TP006';
     END IF;
@@ -634,7 +634,7 @@ DECLARE
 BEGIN
     INSERT INTO taskpass.lease AS l (installation, lease, state, owner)
         VALUES (taskpass.caller(), make_owner.lease, 'created', make_owner.owner) ON CONFLICT ON CONSTRAINT lease_pkey DO NOTHING;
-    SELECT * INTO known FROM taskpass.lease l WHERE l.installation = taskpass.caller() AND l.lease = make_owner.lease FOR UPDATE;
+    SELECT * INTO known FROM taskpass.lease l WHERE l.installation = (SELECT taskpass.caller()) AND l.lease = make_owner.lease FOR UPDATE;
     IF known.state NOT IN ('created', 'enabled') OR known.owner IS DISTINCT FROM make_owner.owner THEN
         RAISE EXCEPTION 'taskpass: the lease is closing, closed or has other rights' USING ERRCODE = 'TP006';
     END IF;
@@ -776,7 +776,7 @@ DECLARE
     lived integer;
 BEGIN
     PERFORM taskpass.demand_fresh_snapshots();
-    SELECT * INTO known FROM taskpass.lease l WHERE l.installation = taskpass.caller() AND l.lease = enable.lease FOR UPDATE;
+    SELECT * INTO known FROM taskpass.lease l WHERE l.installation = (SELECT taskpass.caller()) AND l.lease = enable.lease FOR UPDATE;
     IF known.state IS NULL OR known.state NOT IN ('created', 'enabled') OR (known.rights = '[]' AND known.owner IS NULL)
        OR known.role IS DISTINCT FROM (SELECT oid FROM pg_roles WHERE rolname = lease_role) THEN
         RAISE EXCEPTION 'taskpass: the lease was not issued here, or is closing or closed' USING ERRCODE = 'TP006';
@@ -833,7 +833,7 @@ BEGIN
         EXCEPTION WHEN lock_not_available OR internal_error THEN
             busy := true;
         END;
-        UPDATE taskpass.lease l SET role = close.role WHERE l.installation = taskpass.caller() AND l.lease = close.lease;
+        UPDATE taskpass.lease l SET role = close.role WHERE l.installation = (SELECT taskpass.caller()) AND l.lease = close.lease;
     END IF;
     RAISE LOG 'taskpass: close installation=% lease=% present=% busy=% head=%', taskpass.caller(), lease, present, busy, head;
 END $kit$;
@@ -842,13 +842,13 @@ END $kit$;
 CREATE OR REPLACE FUNCTION taskpass.sweep(lease text) RETURNS integer[]
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $kit$
 DECLARE
-    lease_oid oid := (SELECT oid FROM pg_roles WHERE rolname = taskpass.role_of(lease));
+    lease_oid oid := (SELECT oid FROM pg_roles WHERE rolname = (SELECT taskpass.role_of(lease))::name);
     listed integer[];
 BEGIN
     IF lease_oid IS NULL THEN
         -- Only a superuser can end the sessions of a role that somebody dropped, so they are only shown.
         SELECT array_agg(a.pid) INTO listed FROM pg_stat_activity a JOIN taskpass.lease l ON l.role = a.usesysid
-         WHERE l.installation = taskpass.caller() AND l.lease = sweep.lease;
+         WHERE l.installation = (SELECT taskpass.caller()) AND l.lease = sweep.lease;
     ELSE
         SELECT array_agg(e.pid) INTO listed FROM (SELECT a.pid, pg_terminate_backend(a.pid) FROM pg_stat_activity a
          WHERE a.usesysid = lease_oid OFFSET 0) AS e;
@@ -864,7 +864,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock
 DECLARE
     lease_role name := taskpass.role_of(lease);
 BEGIN
-    IF NOT EXISTS (SELECT FROM taskpass.lease l WHERE l.installation = taskpass.caller() AND l.lease = lend.lease
+    IF NOT EXISTS (SELECT FROM taskpass.lease l WHERE l.installation = (SELECT taskpass.caller()) AND l.lease = lend.lease
                       AND l.state = 'closing' FOR UPDATE) THEN
         RAISE EXCEPTION 'taskpass: only the role of a closing lease is lent' USING ERRCODE = 'TP006';
     END IF;
@@ -882,7 +882,7 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock
 DECLARE
     lease_role name := taskpass.role_of(lease);
 BEGIN
-    PERFORM FROM taskpass.lease l WHERE l.installation = taskpass.caller() AND l.lease = seal.lease
+    PERFORM FROM taskpass.lease l WHERE l.installation = (SELECT taskpass.caller()) AND l.lease = seal.lease
         AND l.state IN ('closing', 'sealed') FOR UPDATE;
     IF NOT FOUND OR EXISTS (SELECT FROM pg_roles r WHERE r.rolname = lease_role AND r.rolcanlogin) THEN
         RAISE EXCEPTION 'taskpass: only a closed lease is sealed' USING ERRCODE = 'TP006';
@@ -898,7 +898,7 @@ BEGIN
         END;
     END IF;
     UPDATE taskpass.lease l SET state = 'sealed', changed_at = clock_timestamp()
-     WHERE l.installation = taskpass.caller() AND l.lease = seal.lease;
+     WHERE l.installation = (SELECT taskpass.caller()) AND l.lease = seal.lease;
 END $kit$;
 
 -- Removes what is left of a sealed lease. `blocked` says what stands in the way; then the role stays, without login.
@@ -912,10 +912,10 @@ BEGIN
     cleaned := false;
     PERFORM taskpass.demand_fresh_snapshots();
     LOCK TABLE taskpass.gate IN EXCLUSIVE MODE;
-    PERFORM FROM taskpass.lease l WHERE l.installation = taskpass.caller() AND l.lease = clean.lease
+    PERFORM FROM taskpass.lease l WHERE l.installation = (SELECT taskpass.caller()) AND l.lease = clean.lease
         AND l.state IN ('sealed', 'cleaned') FOR UPDATE;
     IF NOT FOUND AND (EXISTS (SELECT FROM pg_roles r WHERE r.rolname = lease_role)
-                      OR EXISTS (SELECT FROM taskpass.lease l WHERE l.installation = taskpass.caller() AND l.lease = clean.lease)) THEN
+                      OR EXISTS (SELECT FROM taskpass.lease l WHERE l.installation = (SELECT taskpass.caller()) AND l.lease = clean.lease)) THEN
         RAISE EXCEPTION 'taskpass: only a sealed lease is cleaned' USING ERRCODE = 'TP006';
     END IF;
     SELECT r.oid INTO lease_oid FROM pg_roles r WHERE r.rolname = lease_role;
@@ -944,11 +944,11 @@ BEGIN
         END IF;
     END IF;
     UPDATE taskpass.lease l SET state = 'cleaned', changed_at = clock_timestamp(), rights = '[]'
-     WHERE l.installation = taskpass.caller() AND l.lease = clean.lease;
+     WHERE l.installation = (SELECT taskpass.caller()) AND l.lease = clean.lease;
     -- A week is longer than any effect can be late. The highest audit number is kept.
-    DELETE FROM taskpass.lease l WHERE l.installation = taskpass.caller() AND l.state = 'cleaned'
+    DELETE FROM taskpass.lease l WHERE l.installation = (SELECT taskpass.caller()) AND l.state = 'cleaned'
         AND l.changed_at < clock_timestamp() - interval '7 days'
-        AND l.head_seq < (SELECT max(o.head_seq) FROM taskpass.lease o WHERE o.installation = taskpass.caller());
+        AND l.head_seq < (SELECT max(o.head_seq) FROM taskpass.lease o WHERE o.installation = (SELECT taskpass.caller()));
     cleaned := true;
 END $kit$;
 
@@ -965,15 +965,15 @@ END $kit$;
 -- The highest epoch and audit number of the caller's installation that came here.
 CREATE OR REPLACE FUNCTION taskpass.seen(OUT epoch bigint, OUT audit_seq bigint)
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $kit$
-    SELECT max(b.epoch), (SELECT coalesce(max(l.head_seq), 0) FROM taskpass.lease l WHERE l.installation = taskpass.caller())
-      FROM taskpass.broker b WHERE b.installation = taskpass.caller()
+    SELECT max(b.epoch), (SELECT coalesce(max(l.head_seq), 0) FROM taskpass.lease l WHERE l.installation = (SELECT taskpass.caller()))
+      FROM taskpass.broker b WHERE b.installation = (SELECT taskpass.caller())
 $kit$;
 
 -- Raises the epoch; never lowers it.
 CREATE OR REPLACE FUNCTION taskpass.set_epoch(epoch bigint) RETURNS bigint
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $kit$
     UPDATE taskpass.broker b SET epoch = greatest(b.epoch, set_epoch.epoch)
-     WHERE b.installation = taskpass.caller() RETURNING b.epoch
+     WHERE b.installation = (SELECT taskpass.caller()) RETURNING b.epoch
 $kit$;
 
 -- A throw-away role without any table that can log in for one minute, to show that the proof of closing can fail.
@@ -983,7 +983,7 @@ BEGIN
     PERFORM taskpass.demand_verifier(verifier);
     PERFORM taskpass.demand_fresh_snapshots();
     LOCK TABLE taskpass.gate IN EXCLUSIVE MODE;
-    IF (SELECT count(*) FROM taskpass.lease l WHERE l.installation = taskpass.caller() AND l.rights = '[]' AND l.owner IS NULL
+    IF (SELECT count(*) FROM taskpass.lease l WHERE l.installation = (SELECT taskpass.caller()) AND l.rights = '[]' AND l.owner IS NULL
            AND l.state = 'created' AND l.lease <> rehearse.lease) >= 5 THEN
         RAISE EXCEPTION 'taskpass: five rehearsals are not closed yet' USING ERRCODE = 'TP003';
     END IF;
