@@ -21,6 +21,7 @@ from taskpass.core.ids import new_installation_id
 from taskpass.keys.base import Signer
 from taskpass.store import sqlite
 from taskpass.store.database import Database, translated
+from taskpass.store.seal import sealed_for
 from taskpass.store.tables import audit_keys, installation
 from taskpass.store.unit import SqlStore
 from taskpass.wire.postgres.address import Address
@@ -90,7 +91,7 @@ def open_reader(url: str, *, access: Access | None = None, timeout: float = WAIT
     database = database_of(url, access, timeout=timeout, reading=True)
     try:
         with translated(database), database.engine.connect() as connection:
-            if _version(connection) is None:
+            if version_of(connection) is None:
                 raise _never_set_up()
     except BaseException:
         database.close()
@@ -142,7 +143,13 @@ def _bring_up(database: Database, create: Create | None) -> None:
     with translated(database), database.engine.connect() as connection:
         database.check(connection)
     with _writing(database) as connection:
-        version = _version(connection)
+        if place := sealed_for(connection):
+            raise StoreUnavailable(
+                f"this store was moved to {place}",
+                hint="that is the one to use; a move that was cut off is finished by the same taskpass store move",
+                code="store_moved",
+            )
+        version = version_of(connection)
         if version is None and create is None:
             raise _never_set_up()
         if version != VERSIONS[-1]:
@@ -153,7 +160,7 @@ def _bring_up(database: Database, create: Create | None) -> None:
         database.install_rules(connection)
 
 
-def _version(connection: Connection) -> str | None:
+def version_of(connection: Connection) -> str | None:
     """The schema's version, or None for an empty database. Raises ``store_newer`` for one that is not known."""
     if not inspect(connection).has_table("alembic_version"):
         return None
@@ -170,7 +177,7 @@ def _version(connection: Connection) -> str | None:
 def schema_version(store: SqlStore) -> str:
     """The schema's version; "" if there is none."""
     with translated(store.database), store.database.engine.connect() as connection:
-        return _version(connection) or ""
+        return version_of(connection) or ""
 
 
 def _never_set_up() -> StoreUnavailable:
