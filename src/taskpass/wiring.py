@@ -25,6 +25,7 @@ from pathlib import Path
 from taskpass.broker.context import Broker
 from taskpass.broker.drill import end_stale_drills
 from taskpass.broker.reconcile import demand_known_store, take_back_unserved
+from taskpass.broker.rotate_login import Kept
 from taskpass.broker.runs import end_run
 from taskpass.broker.take_back import take_back
 from taskpass.config.credentials import read_credential
@@ -39,12 +40,14 @@ from taskpass.gateways.postgres.endpoint import PostgresEndpoints
 from taskpass.identity.local import LocalAttestor
 from taskpass.issuers.base import Issuer
 from taskpass.issuers.postgres.issuer import PostgresIssuer
+from taskpass.issuers.postgres.kit import broker_login
 from taskpass.keys import files as key_files
 from taskpass.keys import reviewer
 from taskpass.policy.cedar import CedarPolicy
 from taskpass.runtime.endpoint_peers import EndpointPeers
 from taskpass.runtime.fitness import TargetFitness
 from taskpass.runtime.holders import LeaseHolders
+from taskpass.runtime.rotation import Rotation
 from taskpass.runtime.run_sockets import RunSocketServer
 from taskpass.runtime.sweeper import Sweeper
 from taskpass.runtime.system import SystemClock, SystemEntropy, os_user
@@ -74,6 +77,7 @@ class IssuerPool:
             self._installation = unit.installation.id
         self._lock = threading.Lock()
         self._made: dict[str, Issuer] = {}
+        self._name = f"taskpass {os.urandom(4).hex()}"
 
     def of(self, target: Target) -> Issuer:
         key = repr(sorted(target.to_json().items(), key=lambda item: item[0]))
@@ -86,7 +90,29 @@ class IssuerPool:
         if target.issuer != "postgres":
             raise ConfigInvalid(f"{target.resource} names an issuer that does not exist", hint='issuer = "postgres"')
         login = read_credential(self._config.directory, target.login)
-        return PostgresIssuer(target, self._installation, login.password, clock=SystemClock(), entropy=SystemEntropy())
+        return PostgresIssuer(
+            target,
+            self._installation,
+            login.password,
+            clock=SystemClock(),
+            entropy=SystemEntropy(),
+            user=login.user if login.user.startswith(broker_login(self._installation)) else "",
+            passwords=lambda: read_credential(self._config.directory, target.login).passwords,
+            name=self._name,
+        )
+
+    def kept_logins(self) -> list[Kept]:
+        """The logins whose password lies in a file of ours and is used in one cluster only."""
+        files: dict[str, list[tuple[str, PostgresIssuer]]] = {}
+        for name, issuer in self.configured().items():
+            file = issuer.target.login.get("file")
+            if file and isinstance(issuer, PostgresIssuer):
+                files.setdefault(file, []).append((name, issuer))
+        return [
+            Kept(self._config.directory, file, tuple(name for name, _ in users), users[0][1].own_login)
+            for file, users in files.items()
+            if len({issuer.target.cluster for _, issuer in users}) == 1
+        ]
 
     def configured(self) -> Mapping[str, Issuer]:
         return {name: self.of(resource.target()) for name, resource in self._config.resources.items()}
@@ -102,6 +128,7 @@ class Assembled:
 
     broker: Broker
     sweeper: Sweeper
+    rotation: Rotation
     fitness: TargetFitness
     servers_of_agents: LineServers
     servers_of_people: LineServers
@@ -156,6 +183,7 @@ class Assembled:
                 }
                 for name, issuer in self.broker.issuers.items()
             },
+            "logins": self.rotation.report(),
             "foreign_roles": list(self.sweeper.reconciled.foreign),
             "unreachable": dict(self.sweeper.reconciled.unreachable),
             "store_is_copy": _is_copy(self.store),
@@ -241,10 +269,12 @@ def assemble(directory: Path, loop: asyncio.AbstractEventLoop, *, runtime: Path 
         accept_store=partial(_accept, store),
         runtime_directory=str(runtime),
     )
-    sweeper = Sweeper(broker, fitness, restore_reserve=reserve.restore)
+    rotation = Rotation(broker, issuers.kept_logins())
+    sweeper = Sweeper(broker, fitness, restore_reserve=reserve.restore, rotate=rotation.run)
     return Assembled(
         broker=broker,
         sweeper=sweeper,
+        rotation=rotation,
         fitness=fitness,
         servers_of_agents=servers_of_agents,
         servers_of_people=LineServers(loop, ThreadPoolExecutor(PEOPLE_THREADS, thread_name_prefix="people")),

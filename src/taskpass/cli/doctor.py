@@ -106,6 +106,8 @@ def rows_of_health(health: View) -> Iterator[Row]:
     for name, resource in sorted(health.get("resources", {}).items()):
         yield from _resource(name, resource)
     yield from _drills(health)
+    for name, login in sorted(health.get("logins", {}).items()):
+        yield _login(name, login)
     for role in health.get("foreign_roles", []):
         yield Row("foreign role", State.NOTE, f"{role} is another installation's, and left alone")
     for name, why in sorted(health.get("unreachable", {}).items()):
@@ -117,6 +119,15 @@ def _debt(health: View) -> Row:
     if not debt:
         return Row("debt", State.OK, "every closing is proven")
     return Row("debt", State.WEAKER, f"{len(debt)} closing(s) not proven yet, retried", "taskpass lease ls --debt")
+
+
+def _login(name: str, login: View) -> Row:
+    """The age of the broker's own password."""
+    check, error, age = f"resource {name}: broker's password", login["error"], login["age_seconds"]
+    words = "never replaced by the broker" if age is None else f"replaced {age // 3600} h {age % 3600 // 60} min ago"
+    if error is None:
+        return Row(check, State.OK, words)
+    return Row(check, State.WEAKER, f"{words}; not since: {error['message']} [{error['code']}]", error.get("hint", ""))
 
 
 def _resource(name: str, resource: View) -> Iterator[Row]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from taskpass.cli.installation import installation_id, parsed
 from taskpass.config import resources, write
-from taskpass.config.credentials import credential_file, read_credential, write_credential
+from taskpass.config.credentials import Credential, credential_file, only_writer, read_credential, write_credential
 from taskpass.config.load import FILE, load
 from taskpass.config.model import Access, Config, Resource
 from taskpass.config.places import read_trusted
@@ -75,12 +75,17 @@ class Enrolling:
 
         Raises ``TargetUnfit`` with what a DBA has to do, and then leaves target and directory as they were.
         """
+        with only_writer(self._directory):
+            return self._with_admin(wanted, admin)
+
+    def _with_admin(self, wanted: Wanted, admin: Secret) -> Enrolled:
         login = enrol.read_login(admin.reveal())
         with enrol.connected(login, self._entropy) as connection:
             found = enrol.survey(connection)
             resource = self._resource(wanted, login, found)
             password, known = self._password(resource)
-            text = enrol.script(self._wish(wanted, password), found.server_version, self._entropy)
+            keep = known and enrol.accepts(resource.target(), self._installation, password, self._entropy)
+            text = enrol.script(self._wish(wanted, password, keep=keep), found.server_version, self._entropy)
             findings = enrol.install(connection, text)
             try:
                 if wanted.close_other_databases:
@@ -93,6 +98,10 @@ class Enrolling:
 
     def with_own_login(self, wanted: Wanted, own: Secret) -> Enrolled:
         """Continue after a DBA has run the script: ``own`` is an address, with or without the broker's password."""
+        with only_writer(self._directory):
+            return self._with_own_login(wanted, own)
+
+    def _with_own_login(self, wanted: Wanted, own: Secret) -> Enrolled:
         login = enrol.read_login(_with_user(own.reveal(), kit.broker_login(self._installation)))
         password = login.password or self._pending(wanted, login)
         with enrol.connected(replace(login, password=password), self._entropy) as connection:
@@ -108,11 +117,11 @@ class Enrolling:
             password = self._password(self._config.resources[wanted.name])[0]
         else:
             password = scram.new_secret(self._entropy)
-            write_credential(self._directory, f"{wanted.name}.cred", kit.broker_login(self._installation), password)
-        return enrol.script(self._wish(wanted, password), kit.OLDEST, self._entropy)
+            self._store(f"{wanted.name}.cred", password)
+        return enrol.script(self._wish(wanted, password, keep=True), kit.OLDEST, self._entropy)
 
-    def _wish(self, wanted: Wanted, password: Secret) -> enrol.Wish:
-        return enrol.Wish(self._installation, wanted.tables, wanted.exclude, password)
+    def _wish(self, wanted: Wanted, password: Secret, *, keep: bool) -> enrol.Wish:
+        return enrol.Wish(self._installation, wanted.tables, wanted.exclude, password, keep)
 
     def _pending(self, wanted: Wanted, login: enrol.Login) -> Secret:
         name = wanted.name or _name_of(login.address)
@@ -184,7 +193,8 @@ class Enrolling:
     def _write(self, resource: Resource, password: Secret) -> None:
         path = credential_file(self._directory, resource.login["file"])
         fresh = not path.exists()
-        write_credential(self._directory, path.name, kit.broker_login(self._installation), password)
+        if fresh or password.reveal() not in {known.reveal() for known in self._known(resource)}:
+            self._store(path.name, password)
         try:
             text = self._text() + write.render_resource(resource)
             parsed(text, self._directory)
@@ -195,6 +205,12 @@ class Enrolling:
                     path.unlink()
             raise
         self._config: Config = load(self._directory)
+
+    def _store(self, name: str, password: Secret) -> None:
+        write_credential(self._directory, name, Credential(kit.broker_login(self._installation), password))
+
+    def _known(self, resource: Resource) -> tuple[Secret, ...]:
+        return read_credential(self._directory, resource.login).passwords
 
     def _text(self) -> str:
         return read_trusted(self._directory / FILE).decode()

@@ -130,6 +130,8 @@ def _inline(table: Mapping[str, str]) -> str:
 def write_new(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Write ``data`` as ``path`` in one step, durable on return: a reader sees the old file or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    with suppress(FileNotFoundError):
+        temporary.unlink()  # Of a process that was killed half-way and had the same number, as in a container.
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:

@@ -40,6 +40,8 @@ CLEAN_RETRY = 30.0
 RECONCILE_EVERY = 30
 DRILL_LOOK = 10
 """Seconds between two looks whether a drill is due."""
+ROTATE_EVERY = 60
+"""Seconds between two looks whether a password of the broker's own is due."""
 MANIFESTS_EVERY = 15
 WATCH_EVERY = 5
 """Seconds between two looks at sessions that are over their limits: so late may one be ended."""
@@ -80,6 +82,7 @@ class Sweeper:
         fitness: TargetFitness,
         *,
         restore_reserve: Callable[[], bool],
+        rotate: Callable[[], object] = lambda: None,
         monotonic: Callable[[], float] = monotonic,
         executor: Callable[[int, str], Executor] = ThreadPoolExecutor,
     ) -> None:
@@ -113,6 +116,7 @@ class Sweeper:
             _Job("watch", WATCH_EVERY, self._watch),
             _Job("reconcile", RECONCILE_EVERY, self._reconcile, apart=True),
             _Job("drill", DRILL_LOOK, lambda: drill_due(broker), apart=True),
+            _Job("rotate", ROTATE_EVERY, rotate, apart=True),
         )
         self._due: dict[str, float] = {}
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)

@@ -87,7 +87,7 @@ def test_what_is_written_is_readable_by_the_owner_alone(tmp_path):
 
 def test_a_credential_comes_back_and_shows_itself_nowhere(tmp_path):
     tmp_path.chmod(0o700)
-    credentials.write_credential(tmp_path, "orders.cred", "tp_broker", Secret("hunter2"))
+    credentials.write_credential(tmp_path, "orders.cred", credentials.Credential("tp_broker", Secret("hunter2")))
     found = credentials.read_credential(tmp_path, {"file": "orders.cred"})
     assert (found.user, found.password.reveal()) == ("tp_broker", "hunter2")
     assert "hunter2" not in repr(found)
@@ -95,7 +95,7 @@ def test_a_credential_comes_back_and_shows_itself_nowhere(tmp_path):
 
 def test_a_credential_that_others_can_read_is_refused(tmp_path):
     tmp_path.chmod(0o700)
-    credentials.write_credential(tmp_path, "orders.cred", "tp_broker", Secret("hunter2"))
+    credentials.write_credential(tmp_path, "orders.cred", credentials.Credential("tp_broker", Secret("hunter2")))
     (tmp_path / "credentials/orders.cred").chmod(0o640)
     with pytest.raises(ConfigInvalid, match="read by others"):
         credentials.read_credential(tmp_path, {"file": "orders.cred"})
@@ -104,7 +104,7 @@ def test_a_credential_that_others_can_read_is_refused(tmp_path):
 @pytest.mark.parametrize("content", ["hunter2", '{"user": "x", "password": 5, "was": "hunter2"}', '["hunter2"]', ""])
 def test_a_malformed_credential_is_refused_without_being_shown(tmp_path, content):
     tmp_path.chmod(0o700)
-    credentials.write_credential(tmp_path, "x", "u", Secret("p"))
+    credentials.write_credential(tmp_path, "x", credentials.Credential("u", Secret("p")))
     (tmp_path / "credentials/x").write_text(content)
     with pytest.raises(ConfigInvalid) as caught:
         credentials.read_credential(tmp_path, {"file": "x"})

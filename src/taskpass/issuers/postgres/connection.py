@@ -10,8 +10,7 @@ import contextlib
 import select
 import threading
 import time
-from collections.abc import Generator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import psycopg
@@ -39,24 +38,65 @@ _SETTINGS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
 class BrokerLogin:
-    """Who the broker is in the target. Without ``password`` the server must prove us otherwise (peer, cert).
+    """Who the broker is in the target. Without a password the server must prove us otherwise (peer, cert).
 
-    ``settings`` are those of the sessions, as options of the start-up.
+    ``reload`` gives every password that may be the right one by now, the newest first: the broker replaces its password
+    daily, and a crash in the middle of that leaves two. ``settings`` are those of the sessions, as options of the
+    start-up. Safe to use from several threads.
     """
 
-    user: str
-    password: Secret | None = field(repr=False, default=None)
-    settings: str = _SETTINGS
+    def __init__(
+        self,
+        user: str,
+        password: Secret | None = None,
+        settings: str = _SETTINGS,
+        *,
+        reload: Callable[[], Sequence[Secret]] = lambda: (),
+    ) -> None:
+        self.user = user
+        self.settings = settings
+        self._password = password
+        self._reload = reload
+
+    @property
+    def password(self) -> Secret | None:
+        """The one that was right last."""
+        return self._password
+
+    def open(self, connect: Callable[[Secret | None], Connection]) -> Connection:
+        """``connect`` with the known password, and if that fails with the others. Raises what the last one raised.
+
+        The driver tells no code for a refused login, so a server that is away is tried with each of them too.
+        """
+        known = self._password
+        try:
+            return connect(known)
+        except psycopg.Error:
+            others = [secret for secret in self._reload() if known is None or secret.reveal() != known.reveal()]
+            if not others:
+                raise
+        for secret in others[:-1]:
+            with contextlib.suppress(psycopg.Error):
+                return self._opened(connect, secret)
+        return self._opened(connect, others[-1])
+
+    def _opened(self, connect: Callable[[Secret | None], Connection], secret: Secret) -> Connection:
+        connection = connect(secret)
+        self._password = secret
+        return connection
 
 
 class Connections:
-    """A few open connections per node, handed to one user at a time. Safe to use from several threads."""
+    """A few open connections per node, handed to one user at a time. Safe to use from several threads.
 
-    def __init__(self, target: Target, login: BrokerLogin) -> None:
+    ``name`` is their application_name, by which this process's sessions are told from others of the same login.
+    """
+
+    def __init__(self, target: Target, login: BrokerLogin, name: str = "taskpass") -> None:
         self._target = target
         self._login = login
+        self._name = name
         self._lock = threading.Lock()
         self._idle: dict[str, list[tuple[Connection, float]]] = {}
         self._turns = {node: threading.BoundedSemaphore(AT_ONCE) for node in (target.address, *target.nodes)}
@@ -135,8 +175,9 @@ class Connections:
             )
 
     def _open(self, node: str) -> Connection:
+        parameters = self._parameters(node)
         try:
-            return psycopg.connect(**self._parameters(node))
+            return self._login.open(lambda password: psycopg.connect(**parameters, **_proof(password)))
         except psycopg.Error:
             # The driver does not say whether nobody answered or the login was refused, and its text quotes the server.
             raise TargetUnavailable(
@@ -145,7 +186,7 @@ class Connections:
             ) from None
 
     def _parameters(self, node: str) -> dict[str, Any]:
-        address, password = parse_address(node), self._login.password
+        address = parse_address(node)
         ca = self._target.tls.get("ca")
         if not ca and not address.is_local:
             raise TargetUnfit(
@@ -153,14 +194,13 @@ class Connections:
                 hint='write tls = { ca = "system" } or the path of its authority',
                 code="tls_required",
             )
-        proof = {"password": password.reveal(), "require_auth": "scram-sha-256"} if password else {}
         tls = {"sslmode": "verify-full", "sslrootcert": ca} if ca else {"sslmode": "disable"}
         return {
             "host": address.host,
             "port": address.port,
             "dbname": address.database,
             "user": self._login.user,
-            "application_name": "taskpass",
+            "application_name": self._name,
             "options": self._login.settings,
             "connect_timeout": _CONNECT_SECONDS,
             "keepalives_idle": 10,
@@ -171,7 +211,6 @@ class Connections:
             "passfile": "/dev/null",
             "target_session_attrs": "any",
             "autocommit": True,
-            **proof,
             **tls,
         }
 
@@ -190,6 +229,10 @@ def _answers(connection: Connection, idle: float) -> bool:
         connection.execute("SELECT")
         return True
     return False
+
+
+def _proof(password: Secret | None) -> dict[str, Any]:
+    return {"password": password.reveal(), "require_auth": "scram-sha-256"} if password else {}
 
 
 _WHICH = """

@@ -25,7 +25,9 @@ from taskpass.core.lease import Target
 from taskpass.core.secret import Secret
 from taskpass.issuers.base import Finding, Severity
 from taskpass.issuers.postgres import kit, preflight, probe, scram
+from taskpass.issuers.postgres.connection import BrokerLogin, Connections
 from taskpass.issuers.postgres.issuer import PostgresIssuer
+from taskpass.issuers.postgres.own_login import OwnLogin
 from taskpass.wire.postgres.login import Refused
 
 Connection = psycopg.Connection[Any]
@@ -205,13 +207,15 @@ class Wish:
     tables: tuple[str, ...]
     exclude: tuple[str, ...]
     password: Secret = field(repr=False)
+    keep_password: bool
+    """A login that is there already keeps its password: the broker may have replaced this one since."""
 
 
 def script(wish: Wish, server_version: int, entropy: Entropy) -> str:
     """What the administrator runs: the same text that ``install`` runs. It holds a verifier and no password."""
     verifier = scram.verifier(wish.password, entropy, iterations=scram.BEARER_ITERATIONS)
-    enrolment = kit.Enrolment(wish.installation, verifier, wish.tables, wish.exclude)
-    return kit.install_sql(server_version, enrolment)
+    enrolment = kit.Enrolment(wish.installation, verifier, wish.tables, wish.exclude, keep_password=wish.keep_password)
+    return kit.install_sql(server_version, enrolment) + (kit.give_password_sql(enrolment) if wish.keep_password else "")
 
 
 def install(connection: Connection, text: str) -> list[Finding]:
@@ -280,6 +284,12 @@ def close_other_databases(connection: Connection, found: Survey) -> list[Finding
         except psycopg.Error:
             findings.append(Finding("other_databases", Severity.WARNING, f"{name} stays open to every login", text))
     return findings
+
+
+def accepts(target: Target, installation: InstallationId, password: Secret, entropy: Entropy) -> bool:
+    """Whether the server takes ``password`` for the broker's login. Raises ``TargetUnavailable`` if it does not say."""
+    user = kit.broker_login(installation)
+    return OwnLogin(Connections(target, BrokerLogin(user)), target, user, entropy).accepts(password)
 
 
 def rehearse(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -42,6 +42,7 @@ from taskpass.issuers.postgres import catalogue, kit, migrate, nodes, preflight,
 from taskpass.issuers.postgres.close import Closing
 from taskpass.issuers.postgres.connection import MET_ANOTHER, BrokerLogin, Connection, Connections, driver_errors
 from taskpass.issuers.postgres.drill import PostgresDrill
+from taskpass.issuers.postgres.own_login import OwnLogin
 from taskpass.issuers.postgres.probe import Place, control
 from taskpass.issuers.postgres.script import split
 
@@ -67,19 +68,33 @@ T = TypeVar("T")
 
 
 class PostgresIssuer:
-    """One database, one installation. ``password`` is the broker's own; None where the server proves us otherwise."""
+    """One database, one installation. ``password`` is the broker's own; None where the server proves us otherwise.
+
+    ``user`` is the login if it is not the installation's usual one: a second broker on the same store has its own.
+    ``passwords`` gives all that may be right by now; ``name`` tells this process's sessions from others of the login.
+    """
 
     def __init__(
-        self, target: Target, installation: InstallationId, password: Secret | None, *, clock: Clock, entropy: Entropy
+        self,
+        target: Target,
+        installation: InstallationId,
+        password: Secret | None,
+        *,
+        clock: Clock,
+        entropy: Entropy,
+        user: str = "",
+        passwords: Callable[[], Sequence[Secret]] = lambda: (),
+        name: str = "taskpass",
     ) -> None:
         self._target = target
         self._installation = installation
         self._clock = clock
         self._entropy = entropy
-        login = BrokerLogin(kit.broker_login(installation), password)
-        self._connections = Connections(target, login)
+        login = BrokerLogin(user or kit.broker_login(installation), password, reload=passwords)
+        self._connections = Connections(target, login, name)
         # Of their own, so that taking back never waits until issuing has finished.
-        self._closing = Connections(target, login)
+        self._closing = Connections(target, login, name)
+        self.own_login = OwnLogin(self._connections, target, login.user, entropy)
         # Until the first look nobody knows.
         self._unlisted: int | None = None
         self._settings = kit.Settings(watched=False, temp_files=False)

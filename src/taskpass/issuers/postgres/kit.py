@@ -59,6 +59,8 @@ class Enrolment:
     most_live: int = MOST_LIVE
     owners: tuple[str, ...] = ()
     writes: tuple[Writing, ...] = ()
+    keep_password: bool = False
+    """Give ``verifier`` to a login that is made here, and leave that of a login that is there already."""
 
 
 def broker_login(installation: InstallationId) -> str:
@@ -87,6 +89,13 @@ def install_sql(server_version: int, enrolment: Enrolment) -> str:
             _file("reach.sql"),
         )
     )
+
+
+def give_password_sql(enrolment: Enrolment) -> str:
+    """A comment for the DBA of a broker that lost its password: what gives ``verifier`` to a login that is there."""
+    name = sql.Identifier(broker_login(enrolment.installation))
+    words = sql.SQL("ALTER ROLE {} PASSWORD {};").format(name, _text(enrolment.verifier)).as_string(None)
+    return f"\n-- Only if the broker has lost its password (its directory was restored from a backup):\n-- {words}\n"
 
 
 def upgrade_sql() -> str:
@@ -138,16 +147,11 @@ def _file(name: str) -> LiteralString:
 
 
 def _login(enrolment: Enrolment) -> str:
-    name = sql.Identifier(broker_login(enrolment.installation))
+    name = broker_login(enrolment.installation)
     password = sql.SQL(" PASSWORD {}").format(_text(enrolment.verifier)) if enrolment.verifier else sql.SQL("")
     return (
-        sql.SQL(
-            "DO $do$ BEGIN\n"
-            "    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {literal}) THEN CREATE ROLE {name}; END IF;\n"
-            "END $do$;\n"
-            "ALTER ROLE {name} LOGIN NOINHERIT NOCREATEROLE CONNECTION LIMIT 20{password};\n"
-        )
-        .format(name=name, literal=_text(broker_login(enrolment.installation)), password=password)
+        sql.SQL(_LOGIN if enrolment.keep_password else _REKEYED_LOGIN)
+        .format(name=sql.Identifier(name), literal=_text(name), password=password)
         .as_string(None)
     )
 
@@ -200,6 +204,24 @@ def _enrol(enrolment: Enrolment) -> str:
 
 _OWNER = """\
 INSERT INTO taskpass.owner (role, longest_seconds, most_live) VALUES ({}, {}, {}) ON CONFLICT DO NOTHING;
+"""
+
+_LOGIN = """\
+DO $do$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {literal}) THEN
+        CREATE ROLE {name}{password};
+    ELSE
+        RAISE NOTICE 'taskpass: the login % is there already and keeps its password', {literal};
+    END IF;
+END $do$;
+ALTER ROLE {name} LOGIN NOINHERIT NOCREATEROLE CONNECTION LIMIT 20;
+"""
+
+_REKEYED_LOGIN = """\
+DO $do$ BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {literal}) THEN CREATE ROLE {name}; END IF;
+END $do$;
+ALTER ROLE {name} LOGIN NOINHERIT NOCREATEROLE CONNECTION LIMIT 20{password};
 """
 
 _VISIBLE = """

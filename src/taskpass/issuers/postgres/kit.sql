@@ -105,7 +105,7 @@ CREATE TABLE IF NOT EXISTS taskpass.manifest (
 );
 
 -- Since version 2. `head` is the audit head (number and hash) that came with the last effect, for DBAs who join it with
--- the broker's record. A second broker on the same store has a login of its own (docs/adr/0012).
+-- the broker's record. A second broker on the same store has a login of its own (docs/adr/0013).
 ALTER TABLE taskpass.lease ADD COLUMN IF NOT EXISTS head text NOT NULL DEFAULT '';
 ALTER TABLE taskpass.broker DROP CONSTRAINT IF EXISTS broker_installation_key;
 ALTER TABLE taskpass.ceiling DROP CONSTRAINT IF EXISTS ceiling_verb_check;

@@ -17,7 +17,7 @@ SELECT pg_catalog.json_build_object(
     'member_of', ARRAY(
         SELECT m.roleid::regrole::text FROM pg_catalog.pg_auth_members m JOIN pg_catalog.pg_roles r ON r.oid = m.roleid
         WHERE m.member = me.oid
-          AND NOT pg_catalog.starts_with(r.rolname::text, 'tp_' || pg_catalog.right(me.rolname::text, 8) || '_')
+          AND NOT pg_catalog.starts_with(r.rolname::text, 'tp_' || pg_catalog.split_part(me.rolname::text, '_', 3) || '_')
         ORDER BY 1),
     'owns', ARRAY(
         SELECT pg_catalog.pg_describe_object(s.classid, s.objid, s.objsubid) FROM pg_catalog.pg_shdepend s
