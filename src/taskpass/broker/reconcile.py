@@ -1,8 +1,8 @@
 """Compare what the store knows with what stands in the targets, and mend the difference towards less access.
 
 At start: whatever was on its way or served by an earlier process is taken back (its secret died with that process).
-On a timer: roles of this installation that no live lease explains are closed; roles of others are reported and never
-touched.
+On a timer: roles of this installation that no live lease explains are closed, leases that the target does not know are
+ended; roles of others are reported and never touched.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from taskpass.broker.context import Broker
+from taskpass.broker.failover import end_lost, live_on, note_standing, recall
 from taskpass.broker.take_back import WRITTEN_OFF, take_back
 from taskpass.core.audit import ADOPTED, Event
 from taskpass.core.errors import Conflict, NotFound, StoreUnavailable, TaskpassError
@@ -41,6 +42,8 @@ class Reconciled:
 
 def take_back_unserved(broker: Broker) -> int:
     """At start, before anything is served: no endpoint of an earlier process exists any more."""
+    for issuer in issuers_of_all(broker):
+        recall(broker, issuer)
     with broker.store.read() as unit:
         left = [x.id for x in unit.leases.list(states=[LeaseState.INTENDED, LeaseState.ACTIVE])]
     return len(take_back(broker, left, reason="broker_restarted", actor="broker"))
@@ -53,9 +56,13 @@ def reconcile(broker: Broker) -> Reconciled:
     unreachable: dict[str, str] = {}
     for issuer in issuers_of_all(broker):
         try:
+            recall(broker, issuer)
+            live = live_on(broker, issuer.target)
             inventory = issuer.inventory()
             demand_known_store(broker, issuer, inventory)
             foreign.extend(inventory.foreign)
+            note_standing(broker, issuer, inventory)
+            end_lost(broker, inventory, live)
         except TaskpassError as error:
             unreachable[issuer.target.resource] = f"{error.code}: {error.message}"
             continue

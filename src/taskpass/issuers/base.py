@@ -181,6 +181,8 @@ class Inventory:
     now: Instant
     unlisted_nodes: tuple[str, ...] = ()
     audit_seq: int = 0
+    timeline: int = 0
+    """Raised by the target with each promotion; 0 where it does not tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +295,12 @@ class Issuer(Protocol):
 
     def close(self, role: RoleName, *, audit_head: str) -> Taken:
         """Take everything away and prove it (design: architecture.md, *closing*)."""
+        ...
+
+    def expect(self, timeline: int) -> None:
+        """The target was seen on ``timeline``: a server on an earlier one is a former primary, on which nothing is
+        done and nothing is proven (``TargetUnfit``, ``former_primary``). Never lowers what was expected.
+        """
         ...
 
     def end_overdue(self) -> list[Overdue]:

@@ -223,6 +223,9 @@ class FakeIssuer:
                 raise NotProven(self._place.unproven)
             return Taken(answer=PROOF, nodes={self._target.address: 2}, ended=ended, took_ms=1)
 
+    def expect(self, timeline: int) -> None:
+        """One server, which is never promoted."""
+
     def end_overdue(self) -> list[Overdue]:
         return []
 

@@ -307,6 +307,9 @@ class UnkindIssuer:
                 raise NotProven("the target's answer does not prove that the login is refused")
             return Taken(PROOF, {self._target.address: 2}, ended=ended)
 
+    def expect(self, timeline: int) -> None:
+        """One server, which is never promoted."""
+
     def end_overdue(self) -> list[Overdue]:
         return []
 

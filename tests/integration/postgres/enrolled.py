@@ -47,9 +47,11 @@ class Made:
 class Broker:
     """One installation in one database: its login, its issuer."""
 
-    def __init__(self, database, *, tables=("shop.*",), exclude=("shop.hidden",), admin=None, **ceiling):
+    def __init__(
+        self, database, *, tables=("shop.*",), exclude=("shop.hidden",), admin=None, installation=None, **ceiling
+    ):
         self.database = database
-        self.installation: InstallationId = new_installation_id(ENTROPY)
+        self.installation: InstallationId = installation or new_installation_id(ENTROPY)
         self.password = scram.new_secret(ENTROPY)
         self.login = kit.broker_login(self.installation)
         self.scope = Scope("shop", "read", Level.READ, ("shop.*",), ("shop.hidden",))

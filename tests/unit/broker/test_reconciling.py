@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -240,3 +241,69 @@ class TestFitness:
             agent.request()
         assert refused.value.code == "target_unavailable"
         assert refused.value.retryable
+
+
+# ---- what a failover loses ----
+
+
+def found(h, event):
+    bodies = [json.loads(record.body) for record in h.store.iterate_audit()]
+    return [body for body in bodies if body["event"] == event]
+
+
+def test_a_lease_that_the_target_has_forgotten_is_ended_as_an_incident(h):
+    _, lease, _ = leased(h)
+    _, kept, session = leased(h)
+    del h.servers[DEV].roles[lease.role]
+    reconcile(h.broker)
+    assert (h.lease(lease.id).state, h.lease(lease.id).reason) == (LeaseState.CLOSING, "lost_in_target")
+    assert h.lease(lease.id).incidents == 1
+    assert [body["subject"]["lease"] for body in found(h, "lease.lost")] == [lease.id]
+    assert session.alive
+    assert h.lease(kept.id).state is LeaseState.ACTIVE
+    h.settle(3)
+    assert h.lease(lease.id).state is LeaseState.CLEANED
+
+
+def test_a_lease_that_the_target_knows_as_closed_is_ended_once_it_had_time_to_be_enabled(h):
+    _, lease, _ = leased(h)
+    h.servers[DEV].roles[lease.role].login = False
+    reconcile(h.broker)
+    assert h.lease(lease.id).state is LeaseState.ACTIVE
+    h.clock.forward(61)
+    reconcile(h.broker)
+    assert h.lease(lease.id).reason == "lost_in_target"
+
+
+def test_a_lease_that_is_made_while_stock_is_taken_is_not_lost(h):
+    agent = h.run()
+    agent.open_task()
+    made = []
+
+    def in_between(call):
+        if call == "inventory" and not made:
+            made.append(None)
+            stock = dict(h.servers[DEV].roles)
+            made[0] = agent.lease()
+            late.update(h.servers[DEV].roles)
+            h.servers[DEV].roles.clear()
+            h.servers[DEV].roles.update(stock)
+
+    late = {}
+    h.servers[DEV].before = in_between
+    reconcile(h.broker)
+    assert h.lease(made[0].id).state is LeaseState.ACTIVE
+    assert found(h, "lease.lost") == []
+
+
+def test_a_target_that_remembers_less_than_it_was_told_is_recorded_once(h):
+    leased(h)
+    reconcile(h.broker)
+    assert found(h, "target.behind") == []
+    told = h.servers[DEV].audit_seq
+    h.servers[DEV].audit_seq = 1
+    reconcile(h.broker)
+    reconcile(h.broker)
+    (behind,) = found(h, "target.behind")
+    assert behind["data"]["audit_seq"] == 1
+    assert 1 < behind["data"]["told"] <= told

@@ -87,13 +87,37 @@ class BrokerLogin:
         return connection
 
 
+class Timeline:
+    """The highest timeline on which a target was seen. Each promotion raises it, so an earlier one is a former primary.
+
+    Shared by the sets of connections of one issuer. 0: never seen, or the target does not tell.
+    """
+
+    def __init__(self) -> None:
+        self.highest = 0
+
+    def demand(self, found: int) -> None:
+        """Raise ``TargetUnfit`` for a server that is behind; else remember where it is."""
+        if 0 < found < self.highest:
+            raise TargetUnfit(
+                f"the address leads to a former primary: timeline {found}, and the cluster has come to {self.highest}",
+                hint="put the address right, and stop that server",
+                code="former_primary",
+            )
+        self.highest = max(self.highest, found)
+
+
 class Connections:
     """A few open connections per node, handed to one user at a time. Safe to use from several threads.
 
     ``name`` is their application_name, by which this process's sessions are told from others of the same login.
     """
 
-    def __init__(self, target: Target, login: BrokerLogin, name: str = "taskpass") -> None:
+    def __init__(
+        self, target: Target, login: BrokerLogin, name: str = "taskpass", *, timeline: Timeline | None = None
+    ) -> None:
+        self._timeline = timeline or Timeline()
+        self._connected_on = 0
         self._target = target
         self._login = login
         self._name = name
@@ -142,6 +166,10 @@ class Connections:
         return self._open(f"{host}/{database}")
 
     def _take(self, node: str) -> Connection | None:
+        if self._connected_on != self._timeline.highest:
+            # There was a promotion: what is open may lead to the former primary, which may live on.
+            self._connected_on = self._timeline.highest
+            self.close()
         while True:
             with self._lock:
                 idle = self._idle.get(node)
@@ -158,7 +186,9 @@ class Connections:
         try:
             with driver_errors("looking which cluster this is"):
                 found = connection.execute(_WHICH).fetchone()
+                writes_on = timeline(connection) if node == self._target.address else 0
             self._demand_enrolled(found)
+            self._timeline.demand(writes_on)
         except BaseException:
             connection.close()
             raise
@@ -239,6 +269,21 @@ _WHICH = """
 SELECT system_identifier::text, (SELECT oid::bigint FROM pg_database WHERE datname = current_database())
   FROM pg_control_system()
 """
+
+_TIMELINE = """
+SELECT CASE WHEN NOT pg_is_in_recovery()
+            THEN ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::bigint ELSE 0 END
+"""
+
+
+def timeline(connection: Connection) -> int:
+    """The timeline on which the server writes; 0 for a standby and where a provider does not tell (shared storage)."""
+    try:
+        row = connection.execute(_TIMELINE).fetchone()
+    except (psycopg.errors.InsufficientPrivilege, psycopg.errors.FeatureNotSupported, psycopg.errors.UndefinedFunction):
+        return 0
+    return int(row[0]) if row else 0
+
 
 _KIT_MISSING = ("42883", "3F000", "42P01")
 TRANSIENT = ("XX000", "40001", "40P01")

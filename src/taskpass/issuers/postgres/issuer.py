@@ -40,7 +40,14 @@ from taskpass.issuers.base import (
 )
 from taskpass.issuers.postgres import catalogue, kit, migrate, nodes, preflight, rights, scram
 from taskpass.issuers.postgres.close import Closing
-from taskpass.issuers.postgres.connection import MET_ANOTHER, BrokerLogin, Connection, Connections, driver_errors
+from taskpass.issuers.postgres.connection import (
+    MET_ANOTHER,
+    BrokerLogin,
+    Connection,
+    Connections,
+    Timeline,
+    driver_errors,
+)
 from taskpass.issuers.postgres.drill import PostgresDrill
 from taskpass.issuers.postgres.own_login import OwnLogin
 from taskpass.issuers.postgres.probe import Place, control
@@ -91,9 +98,10 @@ class PostgresIssuer:
         self._clock = clock
         self._entropy = entropy
         login = BrokerLogin(user or kit.broker_login(installation), password, reload=passwords)
-        self._connections = Connections(target, login, name)
+        self._timeline = Timeline()
+        self._connections = Connections(target, login, name, timeline=self._timeline)
         # Of their own, so that taking back never waits until issuing has finished.
-        self._closing = Connections(target, login, name)
+        self._closing = Connections(target, login, name, timeline=self._timeline)
         self.own_login = OwnLogin(self._connections, target, login.user, entropy)
         # Until the first look nobody knows.
         self._unlisted: int | None = None
@@ -167,6 +175,7 @@ class PostgresIssuer:
             foreign=tuple(role.name for role in found if not role.lease),
             now=Instant(now),
             audit_seq=seq,
+            timeline=self._timeline.highest,
             unlisted_nodes=self._unlisted_words(),
         )
 
@@ -295,6 +304,9 @@ class PostgresIssuer:
 
     def close(self, role: RoleName, *, audit_head: str) -> Taken:
         return Closing(self._closing, self._target, self._entropy, self._own(role), role, audit_head).run()
+
+    def expect(self, timeline: int) -> None:
+        self._timeline.highest = max(self._timeline.highest, timeline)
 
     def end_overdue(self) -> list[Overdue]:
         """Every node, also after one failed; raises what failed first if nothing was ended."""
