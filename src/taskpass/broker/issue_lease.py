@@ -36,6 +36,7 @@ from taskpass.core.guard import demand_sane_clock, effective_now
 from taskpass.core.ids import GrantId, LeaseId, RequestId, role_name
 from taskpass.core.lease import Lease, LeaseEvent, LeaseState
 from taskpass.core.request import AccessRequest, RequestEvent, RequestState
+from taskpass.core.scope import Level
 from taskpass.core.secret import Secret
 from taskpass.core.separation import Environment
 from taskpass.core.task import Task, TaskState
@@ -231,13 +232,19 @@ def _demand_votes(broker: Broker, unit: Unit, request: AccessRequest, task: Task
 
 
 def _demand_deliverable(request: AccessRequest, decision: Decision) -> None:
-    """What was asked for is what is permitted now, and production never hands a secret out, whatever was decided."""
+    """What was asked for is what is permitted now. Production never hands a secret out, and nobody gets an owner's,
+    whatever was decided.
+    """
     asked, permitted = request.decision.obligations.delivery, decision.obligations.delivery
     if asked is not permitted:
         raise ObligationUnmet("policy does not permit this delivery any more", hint="ask again without --deliver")
     if asked is not Delivery.ENDPOINT and request.environment is Environment.PRODUCTION:
         raise ObligationUnmet(
             "production hands no secret out", hint="leave --deliver out: an endpoint works", code="bearer_in_production"
+        )
+    if asked is not Delivery.ENDPOINT and request.scope.level is Level.MIGRATE:
+        raise ObligationUnmet(
+            "the owner's login is never handed out", hint="leave --deliver out", code="bearer_for_migration"
         )
 
 

@@ -35,7 +35,7 @@ from taskpass.core.request import (
     RequestState,
     request_digest,
 )
-from taskpass.core.scope import Scope
+from taskpass.core.scope import Level, Scope
 from taskpass.core.separation import Environment, Separation, serves
 from taskpass.core.task import Task, TaskState
 from taskpass.core.text import REASON_BYTES, accept
@@ -100,7 +100,8 @@ def ask(broker: Broker, caller: Caller, wish: Wish) -> Asked:
         debt = owed(unit)
     broker.refusals.demand_open(task, broker.clock.now())
     _demand_separation(broker, task, offered)
-    _demand_of_use(task, offered, wish.delivery)
+    if wish.delivery is not Delivery.ENDPOINT:
+        _demand_of_use(task, offered, scope)
     refuse_debtors(debt, task, offered.name)
     broker.fitness.demand(offered.name)
     manifest = broker.issuer(offered.name).resolve(scope)
@@ -166,10 +167,12 @@ def _demand_separation(broker: Broker, task: Task, resource: Resource) -> None:
     )
 
 
-def _demand_of_use(task: Task, resource: Resource, delivery: Delivery) -> None:
-    """Refuse a secret that could not be used, or would travel further than the caller's own socket."""
-    if delivery is Delivery.ENDPOINT:
-        return
+def _demand_of_use(task: Task, resource: Resource, scope: Scope) -> None:
+    """Refuse a secret that could not be used, would travel further than the caller's own socket, or is an owner's."""
+    if scope.level is Level.MIGRATE:
+        raise ObligationUnmet(
+            "the owner's login is never handed out", hint="leave --deliver out", code="bearer_for_migration"
+        )
     if task.principal.separation is Separation.SANDBOX and resource.address.startswith("/"):
         raise ObligationUnmet(
             "the sandbox does not see the socket of this database, so a secret for it would be of no use",

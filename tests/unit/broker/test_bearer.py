@@ -12,6 +12,7 @@ from taskpass.core.decision import Delivery, Outcome
 from taskpass.core.errors import Denied, ObligationUnmet
 from taskpass.core.lease import LeaseState
 from taskpass.core.request import RequestState
+from taskpass.core.scope import Level, Scope
 from taskpass.core.separation import Environment
 from taskpass.testing.broker import ANA, DEV, PRODUCTION, STAGING
 
@@ -68,6 +69,20 @@ def test_production_hands_no_secret_out_even_if_the_decision_says_so(h, permitte
     with pytest.raises(ObligationUnmet) as refused:
         issue_lease._demand_deliverable(replace(request, environment=Environment.PRODUCTION), request.decision)
     assert refused.value.code == "bearer_in_production"
+
+
+def test_an_owner_s_login_is_never_handed_out(h, permitted, monkeypatch):
+    """Neither when it is asked for, nor, the second line, when it is issued."""
+    scope = Scope(DEV, "migrate", Level.MIGRATE, (), owner="orders_owner")
+    request = replace(permitted.request(delivery=BEARER), scope=scope)
+    monkeypatch.setattr(type(h.broker.resource(DEV)), "scope", lambda self, *_, **__: scope)
+    for refusing in (
+        lambda: permitted.request(delivery=BEARER),
+        lambda: issue_lease._demand_deliverable(request, request.decision),
+    ):
+        with pytest.raises(ObligationUnmet) as refused:
+            refusing()
+        assert refused.value.code == "bearer_for_migration"
 
 
 def test_what_is_approved_is_the_delivery_too(h):
