@@ -57,7 +57,7 @@ from taskpass.server.changed import Changed
 from taskpass.server.line import Line, LineServers
 from taskpass.server.people_methods import PeopleMethods
 from taskpass.server.sockets import private_directory
-from taskpass.store.open import open_store
+from taskpass.store.configured import open_configured
 from taskpass.store.reserve import Reserve
 from taskpass.store.unit import SqlStore
 
@@ -137,13 +137,14 @@ class Assembled:
     watcher: ProcessWatcher
     issuers: IssuerPool
     store: SqlStore
-    reserve: Reserve
+    reserve: Reserve | None
     directory: Path
     runtime: Path
 
     def start(self) -> None:
         """Take back what an earlier process served, then serve. Called outside the loop's thread."""
         changed = Changed()
+        self.store.listen(changed.announce)
         agents = AgentMethods(self.broker, changed=changed)
         people = PeopleMethods(self.broker, changed=changed, health=self._health)
         self.runs.handler = agents
@@ -186,14 +187,18 @@ class Assembled:
             "logins": self.rotation.report(),
             "foreign_roles": list(self.sweeper.reconciled.foreign),
             "unreachable": dict(self.sweeper.reconciled.unreachable),
+            "store": {"kind": self.store.database.kind, "place": self.store.database.place},
             "store_is_copy": _is_copy(self.store),
-            "reserve_held": self.reserve.held,
+            "reserve_held": self.reserve.held if self.reserve else None,
             "pid": os.getpid(),
         }
 
     def stop(self) -> None:
         """End every stream and close what can be closed now; what is left is found at the next start."""
-        take_back_unserved(self.broker)
+        try:
+            take_back_unserved(self.broker)
+        except TaskpassError as error:
+            _log.warning("%s: %s", error.code, error.message)
         self.sweeper.tick()
         self.sweeper.stop()
         self.watcher.stop()
@@ -223,15 +228,16 @@ def assemble(directory: Path, loop: asyncio.AbstractEventLoop, *, runtime: Path 
     clock, entropy = SystemClock(), SystemEntropy()
     config = load(directory)
     policy = CedarPolicy.load(config.policy_directory, groups=config.people.groups)
-    store = open_store(
-        config.broker.store, clock=clock, entropy=entropy, audit_key=key_files.load(directory / "keys", key_files.AUDIT)
-    )
+    key = key_files.load(directory / "keys", key_files.AUDIT)
+    store = open_configured(config, clock=clock, entropy=entropy, audit_key=key)
     runtime = private_directory(runtime or runtime_directory())
     root = config.broker.allow_root_agents
     attestor = LocalAttestor(
         directory.resolve(), allow_root=root, others=tuple(p.resolve() for p in config.other_directories)
     )
-    issuers, watcher, reserve = IssuerPool(config, store), ProcessWatcher(), Reserve(directory / "reserve")
+    issuers, watcher = IssuerPool(config, store), ProcessWatcher()
+    # What would be kept free here frees nothing on another machine.
+    reserve = Reserve(directory / "reserve") if store.database.kind == "SQLite" else None
     servers_of_agents = LineServers(loop, ThreadPoolExecutor(AGENT_THREADS, thread_name_prefix="agent"))
     broker: Broker
 
@@ -263,14 +269,15 @@ def assemble(directory: Path, loop: asyncio.AbstractEventLoop, *, runtime: Path 
         machine=platform.node() or "unnamed",
         verify_signature=reviewer.verify,
         os_user=os_user,
-        release_reserve=reserve.release,
+        release_reserve=reserve.release if reserve else lambda: False,
         store_is_copy=partial(_is_copy, store),
         witnessed=partial(_witnessed, store),
         accept_store=partial(_accept, store),
         runtime_directory=str(runtime),
     )
     rotation = Rotation(broker, issuers.kept_logins())
-    sweeper = Sweeper(broker, fitness, restore_reserve=reserve.restore, rotate=rotation.run)
+    restore = reserve.restore if reserve else lambda: True
+    sweeper = Sweeper(broker, fitness, restore_reserve=restore, rotate=rotation.run)
     return Assembled(
         broker=broker,
         sweeper=sweeper,

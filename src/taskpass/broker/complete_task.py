@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from taskpass.broker.context import Broker
-from taskpass.broker.take_back import close_lease, is_unproven, take_back
+from taskpass.broker.take_back import as_it_stands, close_lease, is_unproven, take_back
 from taskpass.core.audit import Event
 from taskpass.core.clock import Instant
 from taskpass.core.errors import StoreUnavailable
@@ -53,8 +53,11 @@ def end_task(broker: Broker, task_id: TaskId, *, actor: str, reason: str) -> lis
 
     Nothing here waits for a target, so a slow one under one child delays no other child's end.
     """
-    with broker.store.read() as unit:
-        below = unit.tasks.children(task_id)
+    try:
+        with broker.store.read() as unit:
+            below = unit.tasks.children(task_id)
+    except StoreUnavailable:
+        return _take_back_remembered(broker, task_id, actor)
     ended: list[LeaseId] = []
     for child in sorted(below, key=lambda task: -len(task.principal.parents)):
         ended += _end_one(broker, child.id, actor, "parent_ended")
@@ -64,6 +67,14 @@ def end_task(broker: Broker, task_id: TaskId, *, actor: str, reason: str) -> lis
     for child in late:  # opened between the first look and the end of its parent; no more can come
         ended += _end_one(broker, child.id, actor, "parent_ended")
     return ended
+
+
+def _take_back_remembered(broker: Broker, task_id: TaskId, actor: str) -> list[LeaseId]:
+    """For a store that is away as a whole: the task stays open there and is ended once more when it is back."""
+    known = broker.remembered.all()
+    held = [lease.id for lease, task in known if task_id in (task.id, *task.principal.parents)]
+    take_back(broker, held, reason="task_ended", actor=actor, writable=False)
+    return held
 
 
 def _end_one(broker: Broker, task_id: TaskId, actor: str, reason: str) -> list[LeaseId]:
@@ -114,15 +125,13 @@ def close_all(broker: Broker, lease_ids: list[LeaseId]) -> list[Lease]:
     Once a target has not proven one close, its other ones are left to the sweeper: whoever asked is told what is not
     proven yet instead of waiting for each.
     """
-    with broker.store.read() as unit:
-        leases = [unit.leases.get(lease_id) for lease_id in lease_ids]
+    leases = [as_it_stands(broker, lease_id) for lease_id in lease_ids]
     if not leases:
         return []
     away: set[str] = set()
     with ThreadPoolExecutor(max_workers=min(CLOSERS, len(leases)), thread_name_prefix="close") as pool:
         list(pool.map(partial(_close_unless_away, broker, away), leases))
-    with broker.store.read() as unit:
-        return [unit.leases.get(lease_id) for lease_id in lease_ids]
+    return [as_it_stands(broker, lease_id) for lease_id in lease_ids]
 
 
 def _close_unless_away(broker: Broker, away: set[str], lease: Lease) -> None:

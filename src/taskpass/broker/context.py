@@ -10,6 +10,7 @@ from typing import Protocol
 
 from taskpass.broker.late import LateBook
 from taskpass.broker.refusals import Refusals
+from taskpass.broker.remembered import Remembered
 from taskpass.config.model import Config, Human, Resource
 from taskpass.core.audit import Record
 from taskpass.core.clock import Clock, Entropy, Instant
@@ -117,6 +118,7 @@ class Broker:
     witnessed: Callable[[], int | None] = lambda: None
     accept_store: Callable[[Record], None] = lambda record: None
     late: LateBook = field(default_factory=LateBook)
+    remembered: Remembered = field(default_factory=Remembered)
     closing: KeyedLocks = field(default_factory=KeyedLocks)
     refusals: Refusals = field(default_factory=Refusals)
 

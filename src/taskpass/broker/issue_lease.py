@@ -83,6 +83,7 @@ def issue_lease(broker: Broker, caller: Caller, request_id: RequestId, *, until_
 def finish(broker: Broker, caller: Caller, intent: Intent, *, until_process_ends: bool) -> Issued:
     """Carry a recorded intent out; whatever fails, nothing usable is left. Raises as ``issue_lease``."""
     secret = Secret(urlsafe_b64encode(broker.entropy.bytes(SECRET_BYTES)).decode())
+    broker.remembered.keep(intent.lease, intent.task, intent.head)
     try:
         with broker.closing.hold(intent.lease.id):
             lease, run = _make(broker, caller, intent, secret)

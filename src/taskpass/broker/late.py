@@ -16,13 +16,18 @@ from taskpass.core.errors import TaskpassError
 from taskpass.core.ids import LeaseId, RunId
 
 CLOSING, CLOSED = "lease.closing", "lease.closed"
+MOST_ORDERS = 1000
+"""Orders to take back that are kept; what they led to is kept for each lease."""
 
 
 @dataclass(frozen=True, slots=True)
 class LateEntry:
-    """``lease`` and ``reason`` let the flush bring the lease's row along; ``event`` is what happened at ``at``."""
+    """``lease`` and ``reason`` let the flush bring the lease's row along; ``event`` is what happened at ``at``.
 
-    lease: LeaseId
+    ``lease`` is None for an order that concerns many.
+    """
+
+    lease: LeaseId | None
     reason: str
     event: Event
     at: Instant
@@ -40,10 +45,15 @@ class LateBook:
     def add(self, entry: LateEntry) -> bool:
         """False if the same step of the same lease is waiting already: an outage must not make the book grow."""
         with self._lock:
-            if any(held.lease == entry.lease and held.event.name == entry.event.name for held in self._entries):
+            if self._is_waiting(entry):
                 return False
             self._entries.append(replace(entry, event=replace(entry.event, late=True)))
             return True
+
+    def _is_waiting(self, entry: LateEntry) -> bool:
+        if entry.lease is None:
+            return sum(held.lease is None for held in self._entries) >= MOST_ORDERS
+        return any(held.lease == entry.lease and held.event.name == entry.event.name for held in self._entries)
 
     def pending(self) -> int:
         with self._lock:
@@ -54,11 +64,17 @@ class LateBook:
         with self._lock:
             return any(held.lease == lease and held.event.name == CLOSING for held in self._entries)
 
+    def is_closed(self, lease: LeaseId) -> bool:
+        """Whether ``lease`` was proven closed while the store could not be told."""
+        with self._lock:
+            return any(held.lease == lease and held.event.name == CLOSED for held in self._entries)
+
     def unclosed(self) -> list[LeaseId]:
         """Leases that were taken back here and are not proven closed yet: the store cannot name them."""
         with self._lock:
             closed = {held.lease for held in self._entries if held.event.name == CLOSED}
-            return [held.lease for held in self._entries if held.event.name == CLOSING and held.lease not in closed]
+            begun = (held.lease for held in self._entries if held.event.name == CLOSING)
+            return [lease for lease in begun if lease is not None and lease not in closed]
 
     def add_run(self, run: RunId, reason: str) -> None:
         """A run whose end could not be recorded."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from taskpass.broker.context import Broker
 from taskpass.broker.failover import end_lost, live_on, note_standing, recall
-from taskpass.broker.take_back import WRITTEN_OFF, take_back
+from taskpass.broker.take_back import WRITTEN_OFF, is_usable, take_back
 from taskpass.core.audit import ADOPTED, Event
 from taskpass.core.errors import Conflict, NotFound, StoreUnavailable, TaskpassError
 from taskpass.core.ids import RoleName
@@ -41,11 +41,16 @@ class Reconciled:
 
 
 def take_back_unserved(broker: Broker) -> int:
-    """At start, before anything is served: no endpoint of an earlier process exists any more."""
-    for issuer in issuers_of_all(broker):
-        recall(broker, issuer)
-    with broker.store.read() as unit:
-        left = [x.id for x in unit.leases.list(states=[LeaseState.INTENDED, LeaseState.ACTIVE])]
+    """At start, before anything is served: no endpoint of an earlier process exists any more. And when going down."""
+    try:
+        for issuer in issuers_of_all(broker):
+            recall(broker, issuer)
+        with broker.store.read() as unit:
+            left = [x.id for x in unit.leases.list(states=[LeaseState.INTENDED, LeaseState.ACTIVE])]
+    except StoreUnavailable:
+        left = [lease.id for lease, _ in broker.remembered.all() if is_usable(lease)]
+        if not left:
+            raise
     return len(take_back(broker, left, reason="broker_restarted", actor="broker"))
 
 

@@ -117,6 +117,7 @@ def _extend(broker: Broker, lease: Lease, request: AccessRequest, grant: Grant, 
             ),
             now,
         )
+    broker.remembered.prolong(lease.id, end)
     left = seconds_between(max(now, broker.clock.now()), end)
     if left < 1:
         return False

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 
 from taskpass.broker.complete_task import end_leases
 from taskpass.broker.context import Broker
+from taskpass.broker.late import LateEntry
 from taskpass.core.audit import Event
 from taskpass.core.errors import InvalidInput, StoreUnavailable
 from taskpass.core.lease import UNENDED, Lease
 from taskpass.core.task import Task
+
+_SLOW = ("store_locked", "store_down", "store_connections")
+"""Answers of a store that one may have to wait for."""
 
 LEVELS = ("lease", "task", "agent", "ticket", "resource", "all")
 
@@ -33,9 +37,14 @@ class Selector:
 
 def select(broker: Broker, selector: Selector) -> list[Lease]:
     """The leases that may still be usable and that ``selector`` means. Shown first with ``--dry-run``."""
-    with broker.store.read() as unit:
-        leases = unit.leases.list(states=UNENDED)
-        tasks = {lease.task: unit.tasks.get(lease.task) for lease in leases}
+    try:
+        with broker.store.read() as unit:
+            leases = unit.leases.list(states=UNENDED)
+            tasks = {lease.task: unit.tasks.get(lease.task) for lease in leases}
+    except StoreUnavailable:
+        # A store that is away as a whole: what this process made usable is what is usable here.
+        known = broker.remembered.all()
+        leases, tasks = [lease for lease, _ in known], {task.id: task for _, task in known}
     return [lease for lease in leases if _meant(selector, lease, tasks[lease.task])]
 
 
@@ -64,9 +73,10 @@ def revoke(broker: Broker, selector: Selector, *, actor: str, reason: str = "") 
 
 
 def _record(broker: Broker, selector: Selector, chosen: list[Lease], actor: str, reason: str) -> bool:
-    """False if the store is locked: whoever pulls the plug does not wait for that lock once more before the cut.
+    """False if the store is locked or away: whoever pulls the plug does not wait for it once more before the cut.
 
-    On a full disk the space kept for revoking is used, so that who ordered it, and why, is not lost.
+    On a full disk the space kept for revoking is used, so that who ordered it, and why, is not lost; else it is
+    recorded late.
     """
     order: dict[str, object] = {
         "level": selector.level,
@@ -74,16 +84,19 @@ def _record(broker: Broker, selector: Selector, chosen: list[Lease], actor: str,
         "leases": [x.id for x in chosen],
         "reason": reason,
     }
+    event = Event("revoke.ordered", actor, {}, order)
     try:
-        _append(broker, actor, order)
+        _append(broker, event)
     except StoreUnavailable as error:
         if error.code == "store_full" and broker.release_reserve():
             with contextlib.suppress(StoreUnavailable):
-                _append(broker, actor, order)
-        return error.code != "store_locked"
+                _append(broker, event)
+                return True
+        broker.late.add(LateEntry(None, reason, event, broker.clock.now()))
+        return error.code not in _SLOW
     return True
 
 
-def _append(broker: Broker, actor: str, order: dict[str, object]) -> None:
+def _append(broker: Broker, event: Event) -> None:
     with broker.store.write() as unit:
-        unit.audit.append(Event("revoke.ordered", actor, {}, order), broker.now(unit))
+        unit.audit.append(event, broker.now(unit))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from taskpass.broker.complete_task import close_all, end_task
+from taskpass.broker.complete_task import close_all, end_leases, end_task
 from taskpass.broker.context import Broker
 from taskpass.core.audit import Event
 from taskpass.core.errors import Conflict, NotAuthenticated, StoreUnavailable, TaskpassError
@@ -98,8 +98,12 @@ def end_run(broker: Broker, run_id: RunId, *, reason: str) -> None:
     except StoreUnavailable:
         broker.late.add_run(run_id, reason)
     try:
-        with broker.store.read() as unit:
-            tasks = unit.tasks.list(state=TaskState.OPEN, run=run_id)
+        try:
+            with broker.store.read() as unit:
+                tasks = unit.tasks.list(state=TaskState.OPEN, run=run_id)
+        except StoreUnavailable:
+            _take_back_remembered(broker, run_id)
+            raise
         leases = [lease for task in tasks for lease in end_task(broker, task.id, actor=f"run:{run_id}", reason=reason)]
         close_all(broker, leases)
     finally:
@@ -107,6 +111,12 @@ def end_run(broker: Broker, run_id: RunId, *, reason: str) -> None:
     with broker.store.read() as unit:
         if unit.tasks.list(state=TaskState.OPEN, run=run_id):
             broker.late.add_run(run_id, reason)
+
+
+def _take_back_remembered(broker: Broker, run_id: RunId) -> None:
+    """For a store that is away as a whole: what the run could use ends now, its records are ended later."""
+    held = [lease.id for lease, task in broker.remembered.all() if task.principal.run == run_id]
+    end_leases(broker, held, reason="task_ended", actor=f"run:{run_id}", writable=False)
 
 
 def _record_end(broker: Broker, run_id: RunId, reason: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from taskpass.broker.context import Broker
-from taskpass.broker.late import LateEntry
+from taskpass.broker.late import CLOSED, CLOSING, LateEntry
 from taskpass.core.audit import Event
 from taskpass.core.clock import Instant, after
 from taskpass.core.errors import (
@@ -28,6 +28,7 @@ from taskpass.core.ids import LeaseId
 from taskpass.core.lease import Lease, LeaseEvent, LeaseState
 from taskpass.core.separation import Environment
 from taskpass.issuers.base import Taken
+from taskpass.store.base import Unit
 
 BACKOFF_CAP = 60
 """Seconds between two attempts at most; a target that comes back is closed within one of them."""
@@ -88,15 +89,21 @@ def _with_reserve(broker: Broker, attempt: Callable[[], Lease | None]) -> Lease 
         return attempt()
 
 
+def is_usable(lease: Lease) -> bool:
+    """Whether nobody has begun to take ``lease`` back."""
+    return lease.state in (LeaseState.INTENDED, LeaseState.ACTIVE)
+
+
 def _record_begin(broker: Broker, lease_id: LeaseId, reason: str, actor: str) -> Lease | None:
     with broker.store.write() as unit:
         now = broker.now(unit)
         lease = unit.leases.get(lease_id)
-        if lease.state not in (LeaseState.INTENDED, LeaseState.ACTIVE):
+        if not is_usable(lease):
             return None
         taken = unit.leases.advance(lease_id, LeaseEvent.TAKE_BACK, now, reason=reason, closing_at=now)
         unit.audit.append(_closing_event(lease, reason, actor), now)
-        return taken
+    broker.remembered.closing(lease_id, reason)
+    return taken
 
 
 def _closing_event(lease: Lease, reason: str, actor: str) -> Event:
@@ -109,12 +116,25 @@ def _closing_event(lease: Lease, reason: str, actor: str) -> Event:
 
 
 def _begin_unrecorded(broker: Broker, lease_id: LeaseId, reason: str, actor: str) -> Lease | None:
-    with broker.store.read() as unit:
-        lease = unit.leases.get(lease_id)
-    if lease.state not in (LeaseState.INTENDED, LeaseState.ACTIVE):
+    lease = _as_known(broker, lease_id)
+    if not is_usable(lease):
         return None
     entry = LateEntry(lease_id, reason, _closing_event(lease, reason, actor), broker.clock.now())
-    return replace(lease, state=LeaseState.CLOSING, reason=reason) if broker.late.add(entry) else None
+    added = broker.late.add(entry)
+    broker.remembered.closing(lease_id, reason)
+    return replace(lease, state=LeaseState.CLOSING, reason=reason) if added else None
+
+
+def _as_known(broker: Broker, lease_id: LeaseId) -> Lease:
+    """The lease as the store has it, or, while the store cannot be read, as this process remembers it."""
+    try:
+        with broker.store.read() as unit:
+            return unit.leases.get(lease_id)
+    except StoreUnavailable:
+        lease = broker.remembered.lease(lease_id)
+        if lease is None:
+            raise
+        return lease
 
 
 def close_lease(broker: Broker, lease_id: LeaseId) -> Taken | None:
@@ -129,14 +149,19 @@ def close_lease(broker: Broker, lease_id: LeaseId) -> Taken | None:
 
 
 def _close(broker: Broker, lease_id: LeaseId) -> Taken | None:
-    with broker.store.read() as unit:
-        lease = unit.leases.get(lease_id)
-        seq, hash_ = unit.audit.head()
+    try:
+        with broker.store.read() as unit:
+            lease = unit.leases.get(lease_id)
+            head = "{}:{}".format(*unit.audit.head())
+    except StoreUnavailable:
+        lease, head = _as_known(broker, lease_id), broker.remembered.head
     if lease.state is not LeaseState.CLOSING and not broker.late.is_closing(lease_id):
+        return None
+    if broker.late.is_closed(lease_id):
         return None
     _cut(broker, lease_id)
     try:
-        proof = broker.issuer_of(lease.target).close(lease.role, audit_head=f"{seq}:{hash_}")
+        proof = broker.issuer_of(lease.target).close(lease.role, audit_head=head)
     except TaskpassError as error:
         _note_unproven(broker, lease, error)
         return None
@@ -149,9 +174,16 @@ def _close(broker: Broker, lease_id: LeaseId) -> Taken | None:
 
 def is_unproven(broker: Broker, lease_id: LeaseId) -> bool:
     """Whether the lease was taken back and its target has not proven that nothing works any more."""
-    with broker.store.read() as unit:
-        state = unit.leases.get(lease_id).state
-    return state is LeaseState.CLOSING or lease_id in broker.late.unclosed()
+    if broker.late.is_closed(lease_id):
+        return False
+    return _as_known(broker, lease_id).state is LeaseState.CLOSING or lease_id in broker.late.unclosed()
+
+
+def as_it_stands(broker: Broker, lease_id: LeaseId) -> Lease:
+    """The lease for whoever asked for its end, also of a store that cannot be told or asked."""
+    lease = _as_known(broker, lease_id)
+    closed = broker.late.is_closed(lease_id)
+    return replace(lease, state=LeaseState.CLOSED) if closed else lease
 
 
 def _note_unproven(broker: Broker, lease: Lease, error: TaskpassError) -> None:
@@ -183,6 +215,7 @@ def _confirm(broker: Broker, lease: Lease, proof: Taken) -> None:
         return
     try:
         _with_reserve(broker, lambda: _record_closed(broker, lease.id, proof))
+        broker.remembered.forget(lease.id)
     except StoreUnavailable:
         broker.late.add(LateEntry(lease.id, lease.reason, _closed_event(lease, proof), broker.clock.now()))
     except (IllegalTransition, NotFound):
@@ -216,15 +249,21 @@ def record_late(broker: Broker, entry: LateEntry) -> None:
     """Bring the store up to what was done while it could not be written."""
     with broker.store.write() as unit:
         now = broker.now(unit)
-        lease = unit.leases.get(entry.lease)
-        if entry.event.name == "lease.closing" and lease.state in (LeaseState.INTENDED, LeaseState.ACTIVE):
-            unit.leases.advance(lease.id, LeaseEvent.TAKE_BACK, now, reason=entry.reason, closing_at=entry.at)
-        if entry.event.name == "lease.closed" and lease.state is LeaseState.CLOSING:
-            proof = entry.event.data["proof"]
-            unit.leases.advance(lease.id, LeaseEvent.PROVEN, now, closed_at=entry.at, proof=proof, retry_at=None)
-        if entry.event.name == "lease.incident":
-            unit.leases.note(lease.id, incidents=lease.incidents + 1)
+        if entry.lease is not None:
+            _catch_up(unit, entry, unit.leases.get(entry.lease), now)
         unit.audit.append(entry.event, now)
+    if entry.lease is not None and entry.event.name == CLOSED:
+        broker.remembered.forget(entry.lease)
+
+
+def _catch_up(unit: Unit, entry: LateEntry, lease: Lease, now: Instant) -> None:
+    if entry.event.name == CLOSING and is_usable(lease):
+        unit.leases.advance(lease.id, LeaseEvent.TAKE_BACK, now, reason=entry.reason, closing_at=entry.at)
+    if entry.event.name == CLOSED and lease.state is LeaseState.CLOSING:
+        proof = entry.event.data["proof"]
+        unit.leases.advance(lease.id, LeaseEvent.PROVEN, now, closed_at=entry.at, proof=proof, retry_at=None)
+    if entry.event.name == "lease.incident":
+        unit.leases.note(lease.id, incidents=lease.incidents + 1)
 
 
 def sweep_again(broker: Broker, lease_id: LeaseId) -> int:

@@ -63,7 +63,8 @@ def look(directory: Path) -> Iterator[Row]:
     except TaskpassError as error:
         yield Row("broker", State.UNKNOWN, f"{error.message} [{error.code}]", error.hint)
         return
-    yield Row("broker", State.OK, f"version {health['version']}, installation {health['installation']}, up")
+    installation = health.get("installation", "unknown while its store is away")
+    yield Row("broker", State.OK, f"version {health['version']}, installation {installation}, up")
     yield _separation()
     yield from rows_of_health(health)
 
@@ -91,18 +92,25 @@ def _separation() -> Row:
 
 def rows_of_health(health: View) -> Iterator[Row]:
     """What the broker says of itself."""
-    if health.get("store_is_copy"):
-        yield Row("store", State.WEAKER, "not the store that was here before: nothing is issued", "find the right one")
+    store: View = health.get("store", {})
+    where = f"{store['kind']}, {visible(str(store['place']))}" if store else "a file"
+    error: View | None = health.get("store_error")
+    if error:
+        message = f"{where}: {error['message']}; nothing is issued, taking back goes on [{error['code']}]"
+        yield Row("store", State.WEAKER, message, error["hint"])
     else:
-        yield Row("store", State.OK, f"epoch {health['epoch']}, latest time seen {health['latest_seen']}")
-    yield Row("audit", State.OK, f"{health['audit_head']['seq']} records, head {health['audit_head']['hash']}")
+        yield from _stored(health, where)
     if health["late_records"]:
-        yield Row("audit", State.WEAKER, f"{health['late_records']} record(s) wait to be written", "free disk space")
-    if health.get("reserve_held", True):
+        yield Row("audit", State.WEAKER, f"{health['late_records']} record(s) wait to be written", "mend the store")
+    held = health.get("reserve_held", True)
+    if held is None:
+        yield Row("reserve", State.NOTE, "none here: the records are on a database server, with its own disk")
+    elif held:
         yield Row("reserve", State.OK, "disk space for revoking is held back")
     else:
         yield Row("reserve", State.WEAKER, "the disk space for revoking is used up", "free disk space")
-    yield _debt(health)
+    if not error:
+        yield _debt(health)
     for name, resource in sorted(health.get("resources", {}).items()):
         yield from _resource(name, resource)
     yield from _drills(health)
@@ -112,6 +120,15 @@ def rows_of_health(health: View) -> Iterator[Row]:
         yield Row("foreign role", State.NOTE, f"{role} is another installation's, and left alone")
     for name, why in sorted(health.get("unreachable", {}).items()):
         yield Row(f"resource {name}", State.UNKNOWN, f"not reached by the reconciler: {why}")
+
+
+def _stored(health: View, where: str) -> Iterator[Row]:
+    """What the store itself says."""
+    if health.get("store_is_copy"):
+        yield Row("store", State.WEAKER, "not the store that was here before: nothing is issued", "find the right one")
+    else:
+        yield Row("store", State.OK, f"{where}; epoch {health['epoch']}, latest time seen {health['latest_seen']}")
+    yield Row("audit", State.OK, f"{health['audit_head']['seq']} records, head {health['audit_head']['hash']}")
 
 
 def _debt(health: View) -> Row:

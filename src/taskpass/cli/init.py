@@ -26,6 +26,7 @@ from taskpass.core.text import visible
 
 if TYPE_CHECKING:
     from taskpass.cli.enrolment import Enrolling, Wanted
+    from taskpass.cli.installation import StoreWish
 
 _ENVIRONMENTS = [environment.value for environment in Environment]
 _STDIN_BYTES = 4096
@@ -47,6 +48,9 @@ _STDIN_BYTES = 4096
 @click.option("--person", metavar="PERSON", help="Who you are; your account's name, if left out.")
 @click.option("--trust-domain", default="taskpass.local", show_default=True, metavar="NAME", help="For new identities.")
 @click.option("--secret-fd", type=click.IntRange(1, 1023), metavar="N", help="Write the reviewer secret there.")
+@click.option("--store", metavar="ADDRESS", help="Keep the records there (postgresql://host:port/db), not in a file.")
+@click.option("--store-login-stdin", is_flag=True, help="Read the broker's login there from stdin: user:password.")
+@click.option("--store-ca", metavar="CA", help="Who vouches for that server: system, or an authority's file.")
 @click.option("--demo", is_flag=True, hidden=True, help="For taskpass demo: an installation that is a demo for ever.")
 @directory_option
 def command(
@@ -66,6 +70,9 @@ def command(
     person: str | None,
     trust_domain: str,
     secret_fd: int | None,
+    store: str | None,
+    store_login_stdin: bool,
+    store_ca: str | None,
     demo: bool,
     directory: Path,
 ) -> int:
@@ -79,6 +86,8 @@ def command(
 
     if sum((admin_dsn_stdin, print_sql, login_stdin)) > 1:
         raise InvalidInput("one of --admin-dsn-stdin, --print-sql and --login-stdin", code="usage")
+    if store_login_stdin and (admin_dsn_stdin or login_stdin):
+        raise InvalidInput("stdin holds one login", hint="make the directory first, then enrol", code="usage")
     if upgrade or uninstall:
         return _script_of_the_kit(print_sql=print_sql, upgrade=upgrade, uninstall=uninstall)
     wanted = enrolment.Wanted(
@@ -88,12 +97,19 @@ def command(
     fresh = not installation.exists(directory)
     if not (fresh or postgres):
         raise InvalidInput(f"{directory} is a broker's directory already", hint="add a database with: --postgres")
+    if store and not fresh:
+        raise InvalidInput(
+            f"{directory} has a store already", hint="moving it is described in docs/how-to/store-on-postgresql.md"
+        )
     with ExitStack() as stack:
         place, secret = directory, None
         if fresh:
             founder = installation.Founder(person or _person(), _account())
+            wish = _store_wish(store, store_ca, from_stdin=store_login_stdin) if store else None
             place, secret = stack.enter_context(
-                installation.founding(directory, founder, trust_domain, demo=demo, clock=clock, entropy=entropy)
+                installation.founding(
+                    directory, founder, trust_domain, demo=demo, clock=clock, entropy=entropy, store=wish
+                )
             )
         setup = enrolment.Enrolling(place, clock, entropy)
         if postgres and print_sql:
@@ -149,6 +165,23 @@ def _typed() -> Secret:
     talk("The administrator's login for the database, like postgresql://user:password@host:5432/database")
     talk("(used once to install the kit; not kept; nothing is shown while you type)")
     return Secret(getpass.getpass("login: ").strip())
+
+
+def _store_wish(address: str, authority: str | None, *, from_stdin: bool) -> StoreWish:
+    """The store on PostgreSQL that is asked for, with the broker's login there, typed or from stdin."""
+    from taskpass.cli.installation import StoreWish
+    from taskpass.config.store import POSTGRES, address_of
+
+    if not address.startswith(POSTGRES):
+        raise InvalidInput("--store is for PostgreSQL", hint="postgresql://host:port/database; leave it out for a file")
+    address_of(address)
+    if not from_stdin and not sys.stdin.isatty():
+        raise InvalidInput("there is no terminal to ask on", hint="pipe user:password in, with --store-login-stdin")
+    given = _stdin() if from_stdin else Secret(getpass.getpass("the broker's login in its store (user:password): "))
+    user, colon, password = given.reveal().strip().partition(":")
+    if not (user and colon and password):
+        raise InvalidInput("the store's login must be user:password")
+    return StoreWish(address, user, Secret(password), authority or "")
 
 
 def _account() -> str:

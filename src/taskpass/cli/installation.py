@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taskpass.config import write
+from taskpass.config.credentials import write_credential
 from taskpass.config.load import FILE, parse
 from taskpass.config.model import Config, Human
 from taskpass.config.places import demand_private
@@ -25,7 +26,11 @@ from taskpass.keys import files as key_files
 from taskpass.keys import reviewer
 from taskpass.policy import bundle
 from taskpass.policy.starter import write_shipped
-from taskpass.store.open import Create, open_reader, open_store
+from taskpass.store.configured import open_configured, read_configured
+from taskpass.store.open import Create
+
+_STORE_LOGIN = "store"
+"""Where in ``credentials/`` the broker's login in its store is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +41,30 @@ class Founder:
     os_user: str
 
 
+@dataclass(frozen=True, slots=True)
+class StoreWish:
+    """A store on PostgreSQL, and the broker's own login there."""
+
+    address: str
+    user: str
+    password: Secret
+    authority: str = ""
+
+
 def exists(directory: Path) -> bool:
     return (directory / FILE).exists()
 
 
 @contextmanager
 def founding(
-    directory: Path, founder: Founder, trust_domain: str, *, demo: bool, clock: Clock, entropy: Entropy
+    directory: Path,
+    founder: Founder,
+    trust_domain: str,
+    *,
+    demo: bool,
+    clock: Clock,
+    entropy: Entropy,
+    store: StoreWish | None = None,
 ) -> Generator[tuple[Path, Secret]]:
     """A new directory under a temporary name, and the founder's reviewer secret; put into place at the block's end.
 
@@ -55,7 +77,7 @@ def founding(
     place = directory.with_name(f".{directory.name}.{os.getpid()}.new")
     place.mkdir(mode=0o700)
     try:
-        secret = _fill(place, founder, trust_domain, demo=demo, clock=clock, entropy=entropy)
+        secret = _fill(place, founder, write.render_new(trust_domain) + _stored(place, store), demo, clock, entropy)
         yield place, secret
         place.rename(directory)
     except BaseException:
@@ -71,15 +93,24 @@ def _remove_abandoned(directory: Path) -> None:
             shutil.rmtree(found, ignore_errors=True)
 
 
-def _fill(place: Path, founder: Founder, trust_domain: str, *, demo: bool, clock: Clock, entropy: Entropy) -> Secret:
+def _stored(place: Path, store: StoreWish | None) -> str:
+    """The lines of the configuration that name the store; its login is written where they point."""
+    if store is None:
+        return ""
+    write_credential(place, _STORE_LOGIN, store.user, store.password)
+    return write.render_store(store.address, {"file": _STORE_LOGIN}, {"ca": store.authority} if store.authority else {})
+
+
+def _fill(place: Path, founder: Founder, beginning: str, demo: bool, clock: Clock, entropy: Entropy) -> Secret:
     demand_private(place)
     human, secret = new_reviewer(founder.person, (founder.os_user,), entropy)
     write_shipped(place / "policy")
     groups = {group: frozenset({str(human.id)}) for group in _wanted_groups(place / "policy")}
-    text = write.render_new(trust_domain) + write.render_human(human) + write.render_groups(groups)
+    text = beginning + write.render_human(human) + write.render_groups(groups)
     config = parsed(text, place)
     key = key_files.create(place / "keys", key_files.AUDIT, entropy=entropy, at=clock.now())
-    open_store(config.broker.store, clock=clock, entropy=entropy, audit_key=key, create=Create(demo=demo)).close()
+    create = Create(demo=demo, unused=True)
+    open_configured(config, clock=clock, entropy=entropy, audit_key=key, create=create).close()
     write.write_new(place / FILE, text.encode())
     return secret
 
@@ -106,7 +137,7 @@ def parsed(text: str, directory: Path) -> Config:
 
 def installation_id(config: Config) -> str:
     """The id of this installation, as its store has it."""
-    store = open_reader(config.broker.store)
+    store = read_configured(config)
     try:
         with store.read() as unit:
             return unit.installation.id

@@ -9,7 +9,9 @@ from taskpass.config.load import examine
 from taskpass.config.model import Config
 from taskpass.config.places import read_trusted
 from taskpass.config.snapshot import take
+from taskpass.config.store import POSTGRES
 from taskpass.core.errors import ConfigInvalid, TaskpassError
+from taskpass.core.text import visible
 from taskpass.issuers.base import Finding, Severity
 
 
@@ -19,9 +21,19 @@ def check(directory: Path) -> list[Finding]:
     if config is None:
         return [_fatal("configuration", problem) for problem in problems]
     findings = [Finding("configuration", Severity.OK, f"{len(config.resources)} resource(s), digest {config.digest}")]
+    findings += _store(config)
     findings += _policy(config)
     findings += _resources(config)
     findings += _people(config)
+    return findings
+
+
+def _store(config: Config) -> list[Finding]:
+    """Which store it is; the address holds no login. Whether it answers is the broker's to say."""
+    kind = "PostgreSQL" if config.broker.store.startswith(POSTGRES) else "SQLite"
+    findings = [Finding("store", Severity.OK, f"{kind}: {visible(config.broker.store, limit=300)}")]
+    if "file" in config.broker.store_login:
+        findings += _credential("store", credential_file(config.directory, config.broker.store_login["file"]))
     return findings
 
 

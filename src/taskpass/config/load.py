@@ -15,6 +15,7 @@ from taskpass.config import resources
 from taskpass.config.model import BrokerSettings, Config, Resource
 from taskpass.config.people import read_people
 from taskpass.config.places import demand_private, read_trusted
+from taskpass.config.store import read_store
 from taskpass.config.table import Table
 from taskpass.core import digest
 from taskpass.core.budgets import Budgets
@@ -91,9 +92,12 @@ def _place(message: str) -> str:
 
 
 def _broker(table: Table, directory: Path) -> BrokerSettings:
+    store, login, tls = read_store(table, directory)
     settings = BrokerSettings(
         trust_domain=_trust_domain(table.text("trust_domain")),
-        store=_store(table, directory),
+        store=store,
+        store_login=login,
+        store_tls=tls,
         allow_root_agents=table.flag("allow_root_agents"),
         drill_every=_drill_every(table),
     )
@@ -130,19 +134,6 @@ def _trust_domain(name: str) -> str:
             hint='lower-case letters, digits, ".", "-" and "_"; no scheme, port or path, for example "acme.example"',
         )
     return name
-
-
-def _store(table: Table, directory: Path) -> str:
-    if not table.has("store"):
-        return f"sqlite:///{directory / 'taskpass.db'}"
-    address = table.text("store")
-    if address.startswith("sqlite:////") and "?" not in address:
-        return address
-    if address.startswith("sqlite:"):
-        raise ConfigInvalid(
-            "broker.store must be an absolute path", hint='four slashes: "sqlite:////var/lib/…/taskpass.db"'
-        )
-    raise ConfigInvalid("broker.store is of a kind that this version does not serve", hint='use "sqlite:////…"')
 
 
 def _resources(root: Table, problems: list[ConfigInvalid]) -> dict[str, Resource]:

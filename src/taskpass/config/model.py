@@ -23,15 +23,19 @@ from taskpass.core.separation import Environment
 
 @dataclass(frozen=True, slots=True)
 class BrokerSettings:
-    """``store`` is a SQLAlchemy address (four slashes: absolute). ``allow_root_agents`` serves callers with uid 0.
+    """``store`` is ``sqlite:////path`` or ``postgresql://host:port/database``; never with a login.
 
-    ``drill_every``: seconds between two drills of a resource; 0: none by itself.
+    ``store_login`` and ``store_tls`` are as ``login`` and ``tls`` of a resource, and empty for SQLite.
+    ``allow_root_agents`` serves callers with uid 0. ``drill_every``: seconds between two drills of a resource; 0: none
+    by itself.
     """
 
     trust_domain: str
     store: str
     allow_root_agents: bool = False
     drill_every: int = 0
+    store_login: Mapping[str, str] = field(hash=False, default_factory=dict[str, str])
+    store_tls: Mapping[str, str] = field(hash=False, default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)

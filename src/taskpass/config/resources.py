@@ -40,8 +40,8 @@ def read_resource(name: str, table: Table) -> Resource:
         environment=Environment(_one_of(table, "environment", tuple(Environment))),
         address=table.text("address"),
         nodes=_nodes(table),
-        tls=_tls(table, address),
-        login=_login(table, address),
+        tls=read_tls(table, address),
+        login=read_login(table, address),
         cluster=_cluster(pin),
         database=pin.number("database"),
         shared_cluster=table.flag("shared_cluster"),
@@ -90,12 +90,14 @@ def _nodes(table: Table) -> tuple[str, ...]:
     return nodes
 
 
-def _tls(table: Table, address: Address) -> dict[str, str]:
+def read_tls(table: Table, address: Address, key: str = "tls") -> dict[str, str]:
     """Empty, or ``{"ca": …}``. Only what stays on this machine may go without."""
-    tls = table.table("tls", needed=False)
+    tls = table.table(key, needed=False)
     if tls.empty:
         if not address.is_local:
-            raise ConfigInvalid(f"{tls.path} is missing: the address is on a network", hint='tls = { ca = "system" }')
+            raise ConfigInvalid(
+                f"{tls.path} is missing: the address is on a network", hint=f'{key} = {{ ca = "system" }}'
+            )
         return {}
     authority = tls.text("ca")
     tls.done()
@@ -106,11 +108,12 @@ def _tls(table: Table, address: Address) -> dict[str, str]:
     return {"ca": authority}
 
 
-def _login(table: Table, address: Address) -> dict[str, str]:
+def read_login(table: Table, address: Address, key: str = "login") -> dict[str, str]:
     """Exactly one reference. Whoever reads this file would read a secret in it, so there is no way to write one."""
-    if not table.has("login"):
-        raise ConfigInvalid(f"{table.name('login')} is missing", hint='login = { file = "…" }; taskpass init writes it')
-    login = table.table("login")
+    if not table.has(key):
+        hint = f'{key} = {{ file = "…" }}; taskpass init writes it'
+        raise ConfigInvalid(f"{table.name(key)} is missing", hint=hint)
+    login = table.table(key)
     given = [kind for kind in LOGIN_KINDS if login.has(kind)]
     login.done()
     if len(given) != 1:

@@ -30,6 +30,14 @@ def render_new(trust_domain: str) -> str:
     return _HEADER.format(trust_domain=quote(trust_domain))
 
 
+def render_store(address: str, login: Mapping[str, str], tls: Mapping[str, str]) -> str:
+    """The lines of ``[broker]`` for a store on PostgreSQL; they go behind ``render_new``."""
+    lines = [f"store = {quote(address)}", f"store_login = {_inline(login)}"]
+    if tls:
+        lines.append(f"store_tls = {_inline(tls)}   # verified in full")
+    return "\n".join(lines) + "\n"
+
+
 def render_resource(resource: Resource) -> str:
     """The tables of one resource."""
     name = _key(resource.name)

@@ -25,7 +25,7 @@ from taskpass.broker.renew_lease import end_wider_leases, renew_leases
 from taskpass.broker.request_access import lapse_requests
 from taskpass.broker.runs import end_run
 from taskpass.broker.take_back import BACKOFF_CAP, WRITTEN_OFF, clean_lease, close_lease, record_late
-from taskpass.core.errors import TaskpassError
+from taskpass.core.errors import StoreUnavailable, TaskpassError
 from taskpass.core.guard import effective_now
 from taskpass.core.ids import LeaseId
 from taskpass.core.lease import Lease, LeaseState
@@ -197,6 +197,21 @@ class Sweeper:
         """What is to be closed now. ``retry_at`` paces it; behind the latest time seen it would never come, and for
         what the store could not record there is none, so those are paced here.
         """
+        try:
+            paced = self._due_in_store()
+        except StoreUnavailable:
+            known = [lease for lease, _ in self._broker.remembered.all() if lease.state is LeaseState.CLOSING]
+            paced = [lease for lease in known if not self._broker.late.is_closed(lease.id)]
+        waiting = {lease.id for lease in paced}
+        self._close_after = {key: at for key, at in self._close_after.items() if key in waiting}
+        for lease in paced:
+            if self._monotonic() >= self._close_after.get(lease.id, 0.0):
+                wait = min(BACKOFF_CAP, 2 ** min(lease.attempts, 6))
+                if self._submit(self._closers, lease, self._close):
+                    self._close_after[lease.id] = self._monotonic() + wait
+
+    def _due_in_store(self) -> list[Lease]:
+        """Submits what its ``retry_at`` paces; returns what is to be paced here."""
         with self._broker.store.read() as unit:
             now = self._broker.clock.now()
             behind = now < unit.installation.latest_seen
@@ -206,14 +221,7 @@ class Sweeper:
                 paced = []
                 for lease in unit.leases.due(now, limit=DUE):
                     self._submit(self._closers, lease, self._close)
-            paced += [unit.leases.get(lease_id) for lease_id in self._broker.late.unclosed()]
-        waiting = {lease.id for lease in paced}
-        self._close_after = {key: at for key, at in self._close_after.items() if key in waiting}
-        for lease in paced:
-            if self._monotonic() >= self._close_after.get(lease.id, 0.0):
-                wait = min(BACKOFF_CAP, 2 ** min(lease.attempts, 6))
-                if self._submit(self._closers, lease, self._close):
-                    self._close_after[lease.id] = self._monotonic() + wait
+            return paced + [unit.leases.get(lease_id) for lease_id in self._broker.late.unclosed()]
 
     def _close(self, lease: Lease) -> None:
         close_lease(self._broker, lease.id)

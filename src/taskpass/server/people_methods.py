@@ -24,7 +24,7 @@ from taskpass.broker.runs import end_run, prepare_run
 from taskpass.broker.take_back import write_off
 from taskpass.core.approval import Verdict
 from taskpass.core.clock import rfc3339
-from taskpass.core.errors import InvalidInput, TaskpassError
+from taskpass.core.errors import InvalidInput, StoreUnavailable, TaskpassError
 from taskpass.core.ids import HumanId, LeaseId, RequestId, RunId, TaskId, parse_id
 from taskpass.core.lease import UNENDED, LeaseState
 from taskpass.core.manifest import Keep
@@ -268,23 +268,33 @@ class PeopleMethods:
 
     def _health(self, params: Params, peer: Peer) -> dict[str, object]:
         params.done()
+        try:
+            stored = self._stored()
+        except StoreUnavailable as error:
+            stored = {"store_error": error.to_json()}
+        return {
+            "version": __version__,
+            **stored,
+            "policy_snapshot": self._broker.policy.snapshot,
+            "config_digest": self._broker.config.digest,
+            "late_records": self._broker.late.pending(),
+            **self._runtime_health(),
+        }
+
+    def _stored(self) -> dict[str, object]:
+        """The part of the health that the store knows."""
         with self._broker.store.read() as unit:
             installation, (seq, hash_) = unit.installation, unit.audit.head()
             unended = unit.leases.list(states=UNENDED)
         return {
-            "version": __version__,
             "installation": installation.id,
             "epoch": installation.epoch,
             "demo": installation.demo,
             "latest_seen": rfc3339(installation.latest_seen),
             "audit_head": {"seq": seq, "hash": hash_},
-            "policy_snapshot": self._broker.policy.snapshot,
-            "config_digest": self._broker.config.digest,
             "leases": {state.value: sum(x.state is state for x in unended) for state in LeaseState if state in UNENDED},
             "debt": [lease_view(item, people=True) for item in unproven(unended)],
-            "late_records": self._broker.late.pending(),
             "drills": drill_states(self._broker),
-            **self._runtime_health(),
         }
 
 

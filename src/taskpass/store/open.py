@@ -13,8 +13,8 @@ from pathlib import Path
 from sqlalchemy import Connection, insert, inspect, select, text
 
 from taskpass.audit.witness import FILE_NAME, Witness
-from taskpass.config.address import parse_address
 from taskpass.config.credentials import Credential
+from taskpass.config.store import POSTGRES, address_of
 from taskpass.core.clock import Clock, Entropy
 from taskpass.core.errors import ConfigInvalid, Conflict, StoreUnavailable
 from taskpass.core.ids import new_installation_id
@@ -22,15 +22,13 @@ from taskpass.keys.base import Signer
 from taskpass.store import sqlite
 from taskpass.store.database import Database, translated
 from taskpass.store.seal import sealed_for
-from taskpass.store.tables import audit_keys, installation
+from taskpass.store.tables import audit, audit_keys, installation
 from taskpass.store.unit import SqlStore
-from taskpass.wire.postgres.address import Address
 
 VERSIONS = ("0001", "0002_migrations")
 """Schema versions that this code knows, oldest first; a test holds them to the migrations."""
 
 
-POSTGRES = "postgresql://"
 WAIT_SECONDS = sqlite.BUSY_SECONDS
 
 
@@ -44,9 +42,13 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Create:
-    """Wish to set up a new installation where there is none. ``demo`` cannot be changed later."""
+    """Wish to set up a new installation where there is none. ``demo`` cannot be changed later.
+
+    ``unused`` demands that nothing was ever recorded there: another installation's store is not taken over.
+    """
 
     demo: bool = False
+    unused: bool = False
 
 
 def open_store(
@@ -116,19 +118,6 @@ def database_of(url: str, access: Access | None, *, timeout: float, reading: boo
     )
 
 
-def address_of(url: str) -> Address:
-    """Where ``postgresql://host:port/database`` leads. Raises ``ConfigInvalid`` without repeating the text."""
-    rest = url.removeprefix(POSTGRES)
-    if "@" in rest:
-        raise ConfigInvalid(
-            "broker.store must not hold a login: whoever reads this file would read the password",
-            hint='write "postgresql://host:port/database" and store_login = { file = "…" }',
-        )
-    if "?" in rest:
-        raise ConfigInvalid("broker.store takes no options", hint='"postgresql://host:port/database" and store_tls')
-    return parse_address(rest, what="broker.store")
-
-
 @contextmanager
 def _writing(database: Database) -> Generator[Connection]:
     """One committed, durable transaction under the write lock."""
@@ -191,6 +180,12 @@ def _set_up(database: Database, clock: Clock, entropy: Entropy, key: Signer, cre
             raise _never_set_up()
         if demo is not None and create is not None and bool(demo) != create.demo:
             raise Conflict("there is a store already, and only one of the two is a demo", code="store_exists")
+        if create is not None and create.unused and connection.execute(select(audit.c.seq).limit(1)).first():
+            raise Conflict(
+                "there is another installation's store in that database",
+                hint="use another database; a second broker is no new installation",
+                code="store_exists",
+            )
         if demo is None and create is not None:
             now = clock.now()
             identity = {"only": 1, "id": new_installation_id(entropy), "epoch": 1, "demo": create.demo}

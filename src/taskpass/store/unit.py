@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -225,6 +225,10 @@ class SqlStore:
         with self.read() as unit:
             found = unit.audit.records(after=seq - 1, limit=1)
         return found[0].hash if found and found[0].seq == seq else None
+
+    def listen(self, wake: Callable[[], None]) -> None:
+        """Call ``wake`` soon after another broker changed something; a help only, see ``Database.listen``."""
+        self.database.listen(wake)
 
     def close(self) -> None:
         self.database.close()

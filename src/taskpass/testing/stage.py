@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from psycopg import sql
 
 from taskpass.client.line import LineClient
 from taskpass.config import write
@@ -110,16 +113,26 @@ class Stage:
             orders.load(connection, orders=rows)
         return server
 
-    def found(self, person: str) -> None:
-        """``taskpass init``: the broker's directory with its first person."""
+    def found(self, person: str, *more: str, stdin: str = "") -> None:
+        """``taskpass init``: the broker's directory with its first person; ``more`` are further words of it."""
         read, write_end = os.pipe()
         try:
             words = ("init", "--person", person, "--secret-fd", str(write_end), *(("--demo",) if self.demo else ()))
-            self.taskpass(*words, pass_fds=(write_end,))
+            self.taskpass(*words, *more, stdin=stdin, pass_fds=(write_end,))
         finally:
             os.close(write_end)
         with os.fdopen(read) as pipe:
             self.founder = Person(person, Secret(pipe.readline().strip()))
+
+    def found_on_postgres(self, person: str, server: EmbeddedServer) -> None:
+        """``taskpass init`` with the store in a fresh database of ``server``, under an account of its own."""
+        password = secrets.token_urlsafe(16)
+        with server.connect() as connection:
+            words = sql.SQL("CREATE ROLE taskpass_store LOGIN PASSWORD {}").format(sql.Literal(password))
+            connection.execute(words)
+            connection.execute("CREATE DATABASE taskpass_store OWNER taskpass_store TEMPLATE template0 ENCODING 'UTF8'")
+        store = f"postgresql://{server.address('taskpass_store')}"
+        self.found(person, "--store", store, "--store-login-stdin", stdin=f"taskpass_store:{password}")
 
     def add_person(self, name: str, group: str) -> Person:
         """What an operator would write into taskpass.toml: one more person, who is then the only one of ``group``."""

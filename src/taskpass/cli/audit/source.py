@@ -10,10 +10,13 @@ from pathlib import Path
 from taskpass.audit import witness
 from taskpass.audit.export import read_export
 from taskpass.config.load import load
+from taskpass.config.model import Config
 from taskpass.core.audit import GENESIS, Record
 from taskpass.core.errors import ConfigInvalid, InvalidInput
 from taskpass.core.ids import InstallationId
+from taskpass.store.configured import read_configured
 from taskpass.store.open import open_reader
+from taskpass.store.unit import SqlStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,29 +43,40 @@ def open_source(directory: Path, export: Path | None, *, after: int = 0) -> Gene
             found = read_export(stream)
             yield Source(found.installation, found.keys, found.records, found.start)
         return
-    address, reviewers = configured(directory)
-    store = open_reader(address)
+    config = _configured(directory)
+    store = _opened(directory, config)
+    people = config.people.humans.values() if config else ()
+    reviewers = {str(human.id): human.reviewer_key for human in people} if config else None
     try:
         with store.read() as unit:
             installation, keys = unit.installation.id, tuple(unit.audit_keys().values())
         records = store.iterate_audit(after=after)
-        yield Source(installation, keys, records, witness=_witness(address), reviewers=reviewers)
+        yield Source(installation, keys, records, witness=_witness(directory, config), reviewers=reviewers)
     finally:
         store.close()
 
 
-def configured(directory: Path) -> tuple[str, dict[str, str] | None]:
-    """The store's address, and the reviewers' keys. A broken configuration must not stop an auditor."""
+def open_records(directory: Path) -> SqlStore:
+    """The broker's store, for reading; for the caller to close."""
+    return _opened(directory, _configured(directory))
+
+
+def _opened(directory: Path, config: Config | None) -> SqlStore:
+    return read_configured(config) if config else open_reader(f"sqlite:///{directory / 'taskpass.db'}")
+
+
+def _configured(directory: Path) -> Config | None:
+    """A broken configuration must not stop an auditor: the store is then looked for where it is by default."""
     try:
-        config = load(directory)
+        return load(directory)
     except ConfigInvalid:
-        return f"sqlite:///{directory / 'taskpass.db'}", None
-    return config.broker.store, {human.id: human.reviewer_key for human in config.people.humans.values()}
+        return None
 
 
-def _witness(address: str) -> witness.Head | None:
-    path = Path(address.removeprefix("sqlite:///")).parent / witness.FILE_NAME
+def _witness(directory: Path, config: Config | None) -> witness.Head | None:
+    """The head kept outside the database: beside a SQLite store, else in the broker's directory."""
+    _, slashes, file = (config.broker.store if config else "").partition("sqlite:///")
     try:
-        return witness.read(path)
+        return witness.read((Path(file).parent if slashes else directory) / witness.FILE_NAME)
     except InvalidInput:
         return None

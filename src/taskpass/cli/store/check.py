@@ -57,11 +57,11 @@ def look(directory: Path, trust: str | None) -> Iterator[Row]:
 
 
 def _inside(directory: Path) -> Iterator[Row]:
-    from taskpass.cli.audit.source import configured
+    from taskpass.cli.audit.source import open_records
     from taskpass.store.check import check
-    from taskpass.store.open import open_reader, schema_version
+    from taskpass.store.open import schema_version
 
-    store = open_reader(configured(directory)[0])
+    store = open_records(directory)
     try:
         yield Row("schema", State.OK, f"version {schema_version(store)}, in {store.database.place}")
         found = check(store)
