@@ -66,6 +66,7 @@ class Intent:
     lease: Lease
     grant: Grant
     request: AccessRequest
+    task: Task
     head: str
     at: Instant
 
@@ -178,7 +179,7 @@ def intend(broker: Broker, unit: Unit, request: AccessRequest, task: Task, decis
     lease = _new_lease(broker, unit, request, grant, ends_at)
     unit.leases.add(lease)
     record = unit.audit.append(_intended(lease, grant, task, decision, counted), now)
-    return Intent(lease, grant, request, f"{record.seq}:{record.hash}", now)
+    return Intent(lease, grant, request, task, f"{record.seq}:{record.hash}", now)
 
 
 def _demand_unchanged(unit: Unit, request: AccessRequest, task: Task) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taskpass.config import write
-from taskpass.config.credentials import write_credential
+from taskpass.config.credentials import Credential, write_credential
 from taskpass.config.load import FILE, parse
 from taskpass.config.model import Config, Human
 from taskpass.config.places import demand_private
@@ -97,7 +97,7 @@ def _stored(place: Path, store: StoreWish | None) -> str:
     """The lines of the configuration that name the store; its login is written where they point."""
     if store is None:
         return ""
-    write_credential(place, _STORE_LOGIN, store.user, store.password)
+    write_credential(place, _STORE_LOGIN, Credential(store.user, store.password))
     return write.render_store(store.address, {"file": _STORE_LOGIN}, {"ca": store.authority} if store.authority else {})
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from taskpass.broker.complete_task import complete_task
 from taskpass.broker.debt import TARGET_LIMIT, owed
+from taskpass.broker.reconcile import take_back_unserved
 from taskpass.broker.release_lease import release_lease
 from taskpass.broker.renew_lease import end_wider_leases, renew_leases
 from taskpass.broker.revoke import Selector, revoke, select
@@ -733,12 +734,12 @@ class TestStoreThatCannotBeWritten:
         assert h.usable() == set()
         assert h.endpoints.open_orders == {}
         h.settle(40)
-        assert h.broker.late.pending() <= 2, "an outage does not make the book grow"
+        assert h.broker.late.pending() <= 3, "an outage does not make the book grow"
         h.store.down = ""
         h.settle(3)
         assert h.lease(lease.id).state in CLOSED
         late = [record.body for record in h.store.iterate_audit() if '"late":true' in record.body]
-        assert len(late) == 2
+        assert len([body for body in late if lease.id in body and "revoke.ordered" not in body]) == 2
         assert h.broker.late.pending() == 0
 
     def test_uses_the_reserve_for_taking_back_only(self, h):
@@ -755,8 +756,64 @@ class TestStoreThatCannotBeWritten:
         assert h.lease(lease.id).state is LeaseState.CLOSED
         assert not any('"late":true' in record.body for record in h.store.iterate_audit())
 
-    def test_that_cannot_even_be_read_still_cuts_the_endpoint(self, h):
+    @pytest.mark.parametrize(
+        "end",
+        [
+            lambda h, lease: revoke_all(h),
+            lambda h, lease: take_back(h.broker, [lease.id], reason="process_ended", actor="broker"),
+            lambda h, lease: complete_task(h.broker, lease.task, actor="test", reason="completed"),
+            lambda h, lease: h.clock.forward(3600),
+            lambda h, lease: take_back_unserved(h.broker),
+        ],
+        ids=["revoke", "process-end", "complete", "expire", "going-down"],
+    )
+    def test_that_cannot_even_be_read_takes_back_what_this_process_made(self, h, end):
+        _, lease, session = leased(h)
+        h.store.down, h.store.unreadable = "store_down", True
+        with suppress(StoreUnavailable):
+            end(h, lease)
+        h.settle(2)
+        assert (session.alive, h.usable(), h.endpoints.open_orders) == (False, set(), {})
+        h.settle(40)
+        assert h.broker.late.pending() <= 3, "an outage does not make the book grow"
+        h.store.down, h.store.unreadable = "", False
+        h.settle(3)
+        assert h.lease(lease.id).state in CLOSED
+        assert h.broker.late.pending() == 0
+        assert h.broker.remembered.all() == []
+
+    def test_that_goes_away_between_the_order_and_the_proof_does_not_delay_the_proof(self, h):
+        _, lease, session = leased(h)
+        take_back(h.broker, [lease.id], reason="process_ended", actor="broker")
+        h.store.down, h.store.unreadable = "store_down", True
+        h.settle(2)
+        assert (session.alive, h.usable()) == (False, set())
+        h.store.down, h.store.unreadable = "", False
+        h.settle(3)
+        assert h.lease(lease.id).state in CLOSED
+
+    def test_that_cannot_even_be_read_says_who_pulled_the_plug_later(self, h):
+        leased(h)
+        h.store.down, h.store.unreadable = "store_down", True
+        assert [lease.state for lease in revoke_all(h)] == [LeaseState.CLOSED]
+        h.store.down, h.store.unreadable = "", False
+        h.settle(3)
+        order = [r.body for r in h.store.iterate_audit() if '"event":"revoke.ordered"' in r.body]
+        assert len(order) == 1
+        assert '"late":true' in order[0]
+
+    def test_that_cannot_even_be_read_issues_nothing(self, h):
+        agent = h.agent()
+        agent.open_task()
+        request = agent.request()
+        h.store.down, h.store.unreadable = "store_down", True
+        with pytest.raises(StoreUnavailable):
+            agent.issue(request)
+        assert h.usable() == set()
+
+    def test_what_this_process_did_not_make_is_cut_and_found_again(self, h):
         _, lease, _ = leased(h)
+        h.broker.remembered.forget(lease.id)
         h.store.down, h.store.unreadable = "store_corrupt", True
         with pytest.raises(StoreUnavailable):
             take_back(h.broker, [lease.id], reason="process_ended", actor="broker")
