@@ -68,6 +68,7 @@ def reconcile(broker: Broker) -> Reconciled:
             foreign.extend(inventory.foreign)
             note_standing(broker, issuer, inventory)
             end_lost(broker, inventory, live)
+            _take_back_changed(broker, inventory)
         except TaskpassError as error:
             unreachable[issuer.target.resource] = f"{error.code}: {error.message}"
             continue
@@ -78,6 +79,16 @@ def reconcile(broker: Broker) -> Reconciled:
             except TaskpassError as error:  # one role that does not end must not shield the others
                 unreachable[issuer.target.resource] = f"{error.code}: {error.message}"
     return Reconciled(tuple(orphans), tuple(foreign), unreachable)
+
+
+def _take_back_changed(broker: Broker, inventory: Inventory) -> None:
+    """Leases whose account another hand changed in the target: not what was decided any more, so they end."""
+    with broker.store.read() as unit:
+        active = {lease.id for lease in unit.leases.list(states=[LeaseState.ACTIVE])}
+    for lease, why in inventory.changed:
+        if lease in active:
+            reason = "changed_in_target" if why in ("gone", "renamed") else "wider_than_manifest"
+            take_back(broker, [lease], reason=reason, actor="broker")
 
 
 def issuers_of_all(broker: Broker) -> list[Issuer]:

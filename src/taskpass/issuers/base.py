@@ -183,6 +183,9 @@ class Inventory:
     audit_seq: int = 0
     timeline: int = 0
     """Raised by the target with each promotion; 0 where it does not tell."""
+    changed: tuple[tuple[LeaseId, str], ...] = ()
+    """Live leases whose account is not any more what was made, and how: ``gone``, ``renamed``, or wider by another hand
+    (``privileged``, ``member``, ``lent``, ``granted``)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,6 +144,7 @@ def test_every_routine_belongs_to_the_kit_and_only_the_offered_ones_are_the_brok
             "set_epoch",
             "rehearse",
             "bind",
+            "changed",
             "issue_owner",
             "overdue",
             "judge_owner",

@@ -307,3 +307,20 @@ def test_a_target_that_remembers_less_than_it_was_told_is_recorded_once(h):
     (behind,) = found(h, "target.behind")
     assert behind["data"]["audit_seq"] == 1
     assert 1 < behind["data"]["told"] <= told
+
+
+@pytest.mark.parametrize(
+    ("why", "reason"),
+    [("member", "wider_than_manifest"), ("privileged", "wider_than_manifest"), ("renamed", "changed_in_target")],
+)
+def test_a_lease_whose_account_another_hand_changed_is_taken_back(h, why, reason):
+    _, lease, session = leased(h)
+    issuer = h.broker.issuer(DEV)
+    inventory = issuer.inventory
+    issuer.inventory = lambda: replace(inventory(), changed=((lease.id, why), ("lse_" + "7" + "0" * 25, why)))
+    reconcile(h.broker)
+    issuer.inventory = inventory
+    assert (h.lease(lease.id).state, h.lease(lease.id).reason) == (LeaseState.CLOSING, reason)
+    h.settle(3)
+    assert not session.alive
+    assert h.lease(lease.id).state is LeaseState.CLEANED

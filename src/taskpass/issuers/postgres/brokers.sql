@@ -7,7 +7,7 @@ BEGIN
         EXECUTE format('GRANT SELECT ON taskpass.ceiling, taskpass.owner, taskpass.kit_version TO %I', login);
         EXECUTE format('GRANT EXECUTE ON FUNCTION taskpass.issue, taskpass.enable, taskpass.close, taskpass.sweep, taskpass.lend,'
                        ' taskpass.bind, taskpass.overdue, taskpass.seal, taskpass.clean, taskpass.tidy, taskpass.seen, taskpass.set_epoch,'
-                       ' taskpass.rehearse, taskpass.version, taskpass.issue_owner, taskpass.judge_owner TO %I', login);
+                       ' taskpass.rehearse, taskpass.version, taskpass.changed, taskpass.issue_owner, taskpass.judge_owner TO %I', login);
     END LOOP;
 END $do$;
 DO $do$ DECLARE

@@ -168,6 +168,9 @@ class PostgresIssuer:
             epoch, seq, now = connection.execute(_STATE).fetchone() or (0, 0, 0)
             connection.execute("SELECT taskpass.tidy(%s)", [UNUSED_SECONDS])
             self._look_at_nodes(connection)
+            # Kits of version 1 do not tell.
+            tells = connection.execute("SELECT to_regprocedure('taskpass.changed()') IS NOT NULL").fetchone() == (True,)
+            changed = connection.execute("SELECT lease, why FROM taskpass.changed()").fetchall() if tells else []
         found = [FoundRole(n, lease_of_role(self._installation, n), login, sessions) for n, login, sessions in roles]
         return Inventory(
             epoch=epoch,
@@ -177,6 +180,7 @@ class PostgresIssuer:
             audit_seq=seq,
             timeline=self._timeline.highest,
             unlisted_nodes=self._unlisted_words(),
+            changed=tuple((LeaseId(lease), why) for lease, why in changed),
         )
 
     def set_epoch(self, epoch: int) -> None:

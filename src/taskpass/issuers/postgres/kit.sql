@@ -796,6 +796,24 @@ BEGIN
     RETURN until;
 END $kit$;
 
+-- A lease's role that somebody renamed gets its name back: every step of closing goes by name. Refuses if there is another
+-- role of that name by now, because nobody can say which one the closing would be about.
+CREATE OR REPLACE FUNCTION taskpass.name_back(known oid, wanted name) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $kit$
+DECLARE
+    present name := (SELECT r.rolname FROM pg_roles r WHERE r.oid = known);
+BEGIN
+    IF present IS NULL OR present = wanted THEN
+        RETURN;
+    END IF;
+    IF EXISTS (SELECT FROM pg_roles r WHERE r.rolname = wanted) THEN
+        RAISE EXCEPTION 'taskpass: role % was renamed, and another role has its name', known USING ERRCODE = 'TP005',
+            HINT = 'drop the role that has the name of the lease; closing is tried again';
+    END IF;
+    EXECUTE format('ALTER ROLE %I RENAME TO %I', present, wanted);
+    RAISE LOG 'taskpass: role % was renamed to % and is named back', wanted, present;
+END $kit$;
+
 -- Forbids login, sets a password that only the closing broker knows, valid ten minutes (for the proof). Committing it is
 -- the caller's next step. `role` is the oid (the last known one if the role is absent), `present` whether it exists;
 -- `busy` means that another transaction holds the role's row: the lease is marked closing, nothing else was done.
@@ -818,6 +836,7 @@ BEGIN
         ON CONFLICT ON CONSTRAINT lease_pkey DO UPDATE SET state = 'closing', changed_at = clock_timestamp(),
             head_seq = greatest(l.head_seq, excluded.head_seq), head = taskpass.later(l.head, excluded.head)
         RETURNING l.role INTO role;
+    PERFORM taskpass.name_back(role, lease_role);
     SELECT coalesce((SELECT r.oid FROM pg_roles r WHERE r.rolname = lease_role), role),
            EXISTS (SELECT FROM pg_roles r WHERE r.rolname = lease_role) INTO role, present;
     IF present THEN
@@ -837,6 +856,33 @@ BEGIN
     END IF;
     RAISE LOG 'taskpass: close installation=% lease=% present=% busy=% head=%', taskpass.caller(), lease, present, busy, head;
 END $kit$;
+
+-- Live leases of the caller whose role is not any more what was made: another hand was at it. `why` is one word. Reads the
+-- catalogue in sets, so that thousands of leases cost one look.
+CREATE OR REPLACE FUNCTION taskpass.changed(OUT lease text, OUT why text) RETURNS SETOF record
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $kit$
+    WITH me AS MATERIALIZED (SELECT taskpass.caller() AS installation),
+    live AS (
+        SELECT l.lease, l.role, l.owner, r.rolname, me.installation,
+               r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls AS privileged
+          FROM me JOIN taskpass.lease l ON l.installation = me.installation LEFT JOIN pg_roles r ON r.oid = l.role
+         WHERE l.state = 'enabled'),
+    judged AS (
+        SELECT v.lease, CASE
+            WHEN v.rolname IS NULL THEN 'gone'
+            WHEN v.rolname <> ('tp_' || v.installation || '_' || substr(v.lease, 5))::name THEN 'renamed'
+            WHEN v.privileged THEN 'privileged'
+            WHEN EXISTS (SELECT FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid
+                          WHERE m.member = v.role AND m.roleid IS DISTINCT FROM v.owner
+                            AND NOT starts_with(g.rolname::text, 'tpm_' || v.installation || '_')) THEN 'member'
+            WHEN EXISTS (SELECT FROM pg_auth_members m WHERE m.roleid = v.role AND m.member <> current_user::regrole) THEN 'lent'
+            WHEN v.owner IS NULL AND current_setting('server_version_num')::integer >= 160000
+             AND EXISTS (SELECT FROM pg_shdepend d WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid = v.role
+                            AND d.deptype = 'a') THEN 'granted'
+            END AS why
+          FROM live v)
+    SELECT j.lease, j.why FROM judged j WHERE j.why IS NOT NULL
+$kit$;
 
 -- Ends the sessions that are listed under the role's number and returns their process ids.
 CREATE OR REPLACE FUNCTION taskpass.sweep(lease text) RETURNS integer[]
@@ -892,8 +938,9 @@ BEGIN
         EXECUTE format('REVOKE %I FROM %I', lease_role, session_user);
         BEGIN
             PERFORM taskpass.strip(lease_role);
-        EXCEPTION WHEN lock_not_available OR internal_error THEN
-            -- Up to 15 an issue in progress may hold a table's row. Nobody can use the rights any more; clean takes them.
+        EXCEPTION WHEN lock_not_available OR internal_error OR insufficient_privilege THEN
+            -- Up to 15 an issue in progress may hold a table's row, and a superuser may have given what only a superuser
+            -- can take. Nobody can use the rights any more; they go with the role.
             RAISE LOG 'taskpass: seal lease=% leaves the rights to clean', lease;
         END;
     END IF;
