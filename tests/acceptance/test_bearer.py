@@ -16,7 +16,7 @@ import pytest
 
 from taskpass.testing.postgres import available
 from taskpass.testing.stage import TASKPASS, Stage
-from tests.acceptance.actors import PROVEN, Puppet, until
+from tests.acceptance.actors import PROVEN, Puppet, met, until
 from tests.acceptance.test_canaries import LOUD
 from tests.missing import missing
 
@@ -111,11 +111,14 @@ class Exec:
         self.process.wait(30)
         self.process.stdout.close()
 
+    def session(self):
+        """With the password, from a process that never was the holder."""
+        place = {"host": self.server.host, "port": self.server.port, "dbname": "orders", "autocommit": True}
+        return psycopg.connect(**place, user=self.seen["user"], password=self.seen["password"], connect_timeout=5)
+
     def logs_in(self):
-        """Whether the password still opens a session, from a process that never was the holder."""
-        place = {"host": self.server.host, "port": self.server.port, "dbname": "orders"}
         try:
-            psycopg.connect(**place, user=self.seen["user"], password=self.seen["password"], connect_timeout=5).close()
+            self.session().close()
         except psycopg.OperationalError:
             return False
         return True
@@ -179,6 +182,23 @@ def test_the_access_ends_when_its_holder_is_killed(stage):
         used.process.kill()
         used.closed()
         assert not used.logs_in()
+
+
+def test_a_session_that_somebody_else_opened_with_the_password_is_cut_when_it_is_revoked(stage):
+    with Exec(stage, VERSIONS[-1]) as used, used.session() as elsewhere:
+        assert met(elsewhere) == "alive"
+        stage.taskpass("lease", "revoke", used.lease["lease"])
+        assert met(elsewhere) != "alive"
+        used.closed()
+        assert not used.logs_in()
+
+
+def test_a_request_for_a_secret_is_used_later_as_it_was_asked(stage):
+    resource = name(VERSIONS[-1])
+    asked = stage.taskpass("request", "--resource", resource, "--deliver", "secret", "--json")
+    words = ("sh", "-c", "grep -c :$PGUSER: $PGPASSFILE")
+    done = stage.taskpass("exec", "--request", json.loads(asked.stdout)["request"], "--", *words)
+    assert done.stdout == "1\n"
 
 
 def test_a_database_whose_policy_does_not_permit_it_hands_no_secret_out(stage):

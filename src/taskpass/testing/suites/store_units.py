@@ -223,6 +223,7 @@ class UnitSuite(StoreFixtures):
             assert unit.audit.about("lse_2") == [second]
             assert unit.audit.about("tsk_1", limit=1) == [first]
             assert unit.audit.about("tsk_") == []
+            assert [unit.audit.latest(name) for name in ("tsk_1", "lse_1", "tsk_")] == [second, first, None]
             assert unit.audit.records(after=1, limit=1) == [second]
 
     def test_an_event_that_cannot_be_digested_is_refused_whole(self, store: Store) -> None:
