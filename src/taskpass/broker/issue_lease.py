@@ -14,7 +14,7 @@ from taskpass.broker.context import Broker
 from taskpass.broker.debt import owed, refuse_debtors
 from taskpass.broker.refusals import budget_refusals, refuse
 from taskpass.broker.request_access import decide, digest_of, own_request
-from taskpass.broker.review_request import count_votes
+from taskpass.broker.review_request import accepted_by_anybody, count_votes
 from taskpass.broker.take_back import close_lease, take_back
 from taskpass.core.approval import Tally
 from taskpass.core.audit import Event
@@ -105,11 +105,13 @@ def _record_intent(broker: Broker, caller: Caller, request_id: RequestId) -> Int
         request, task = own_request(broker, unit, caller, request_id)
         now = effective_now(broker.clock.now(), unit.installation.latest_seen)
         debt = owed(unit)
+        most = accepted_by_anybody(unit, request)
     _demand_usable(request, now)
     refuse_debtors(debt, task, request.scope.resource)
     resource = broker.resource(request.scope.resource)
     broker.fitness.demand(resource.name)
-    decision = decide(broker, task, resource, request.manifest, request.lifetime, request.reason)
+    # Policy was asked without what is held back; what approvers accepted besides is for it to decide too.
+    decision = decide(broker, task, resource, most, request.lifetime, request.reason)
     decision = as_asked(decision, request.decision.obligations.delivery)
     _demand_not_denied(broker, request, task, decision)
     with budget_refusals(broker, task, request.scope.resource), broker.store.write() as unit:
@@ -280,6 +282,7 @@ def _intended(lease: Lease, grant: Grant, task: Task, decision: Decision, counte
             "digest": grant.digest,
             "approvals": list(grant.approvals),
             "approvers": [vote.approver for vote in counted.counted] if counted else [],
+            "accepted": list(grant.manifest.accepted),
             "expires_at": lease.expires_at,
             "separation": task.principal.separation.word,
             "decision": decision.to_json(),

@@ -15,7 +15,7 @@ from taskpass.core.grant import Grant
 from taskpass.core.guard import demand_sane_clock
 from taskpass.core.ids import LeaseId
 from taskpass.core.lease import Lease, LeaseEvent, LeaseState
-from taskpass.core.manifest import is_within, keep_all, narrow
+from taskpass.core.manifest import accept, is_within, keep_all, narrow
 from taskpass.core.request import AccessRequest
 from taskpass.core.scope import Scope
 from taskpass.core.task import Task, TaskState
@@ -174,4 +174,5 @@ def _is_wider(broker: Broker, lease: Lease, grant: Grant, scope: Scope) -> bool:
     present = {item.oid for item in meant.objects}
     if any(item.oid not in present for item in grant.manifest.objects):
         return True
+    meant = accept(meant, grant.manifest.accepted)
     return not is_within(narrow(meant, keep_all(grant.manifest)), grant.manifest)

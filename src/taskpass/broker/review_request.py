@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from taskpass.broker.context import Broker
 from taskpass.broker.request_access import digest_of
+from taskpass.core import manifest as rights
 from taskpass.core.approval import (
     CHALLENGE_SECONDS,
     Approval,
@@ -37,12 +38,16 @@ from taskpass.store.base import Unit
 
 @dataclass(frozen=True, slots=True)
 class Ballot:
-    """What a person is about to say: the verdict, and for a yes what they leave of the request."""
+    """What a person is about to say: the verdict, and for a yes what they leave of the request.
+
+    ``accept`` are the names that may be changed although they are excluded; without them a held verb stays held.
+    """
 
     verdict: Verdict
     keeps: tuple[Keep, ...] | None = None
     lifetime: int | None = None
     comment: str = ""
+    accept: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +152,12 @@ def _left(broker: Broker, unit: Unit, request: AccessRequest, task: Task, ballot
     lifetime = request.lifetime if ballot.lifetime is None else ballot.lifetime
     if not 1 <= lifetime <= request.lifetime:
         raise InvalidInput(f"a lifetime can only be shortened: 1 to {request.lifetime} seconds", code="bad_ttl")
-    keeps = keep_all(request.manifest) if ballot.keeps is None else ballot.keeps
-    manifest = narrow(request.manifest, keeps)
+    if not rights.held_back(request.manifest) >= set(ballot.accept):
+        raise InvalidInput(
+            "nothing of the request is held back for that name", hint="exactly as shown", code="nothing_held"
+        )
+    asked = rights.accept(request.manifest, ballot.accept)
+    manifest = narrow(asked, keep_all(asked) if ballot.keeps is None else ballot.keeps)
     if ballot.verdict is Verdict.APPROVE and manifest.empty:
         raise InvalidInput("nothing would be left of the request", hint="deny it instead", code="nothing_left")
     digest = digest_of(
@@ -181,9 +190,17 @@ def _recorded(approval: Approval, request: AccessRequest) -> Event:
             "comment": approval.comment,
             "lifetime": approval.lifetime,
             "manifest": approval.manifest.to_json(),
+            "accepted": list(approval.manifest.accepted),
             "unseparated": request.separation is Separation.NONE,
         },
     )
+
+
+def accepted_by_anybody(unit: Unit, request: AccessRequest) -> Manifest:
+    """``request``'s manifest with every name that some approver accepted: at least as much as will be granted."""
+    votes = unit.approvals.of_request(request.id)
+    names = {name for vote in votes if vote.verdict is Verdict.APPROVE for name in vote.manifest.accepted}
+    return rights.accept(request.manifest, names)
 
 
 def count_votes(broker: Broker, unit: Unit, request: AccessRequest, task: Task, duties: Obligations) -> Tally:

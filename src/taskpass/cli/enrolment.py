@@ -19,7 +19,7 @@ from taskpass.config.places import read_trusted
 from taskpass.core.clock import Clock, Entropy
 from taskpass.core.errors import ConfigInvalid, Conflict, InvalidInput, TargetUnfit
 from taskpass.core.ids import InstallationId
-from taskpass.core.scope import Level
+from taskpass.core.scope import WRITE_VERBS, Level, Verb
 from taskpass.core.secret import Secret
 from taskpass.core.separation import Environment
 from taskpass.issuers.base import Finding, Severity
@@ -36,6 +36,19 @@ class Wanted:
     exclude: tuple[str, ...]
     nodes: tuple[str, ...]
     close_other_databases: bool
+    levels: tuple[Level, ...] = (Level.READ,)
+    verbs: frozenset[Verb] = frozenset()
+    """Of a writing access; empty: all."""
+
+    def access(self) -> dict[str, Access]:
+        """What the resource offers: the same tables at each level."""
+        return {level.value: self._access(level) for level in self.levels}
+
+    def _access(self, level: Level) -> Access:
+        tables, exclude = self.tables, self.exclude
+        if level is Level.READ:
+            return Access(level.value, level, tables, exclude)
+        return Access(level.value, level, tables, exclude, verbs=frozenset({Verb.SELECT, *(self.verbs or WRITE_VERBS)}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +134,23 @@ class Enrolling:
         return enrol.script(self._wish(wanted, password, keep=True), kit.OLDEST, self._entropy)
 
     def _wish(self, wanted: Wanted, password: Secret, *, keep: bool) -> enrol.Wish:
-        return enrol.Wish(self._installation, wanted.tables, wanted.exclude, password, keep)
+        """What is asked for now, and what the configuration offers of the same database already."""
+        present = self._config.resources.get(wanted.name)
+        offered = [*wanted.access().values(), *(present.access.values() if present else ())]
+        reads = [access for access in offered if access.level is Level.READ]
+        writes = {
+            kit.Writing(access.tables, access.exclude, access.verbs): None
+            for access in offered
+            if access.level is Level.WRITE
+        }
+        return enrol.Wish(
+            self._installation,
+            tuple(dict.fromkeys(text for access in reads for text in access.tables)),
+            reads[0].exclude if reads else (),
+            password,
+            keep,
+            tuple(writes),
+        )
 
     def _pending(self, wanted: Wanted, login: enrol.Login) -> Secret:
         name = wanted.name or _name_of(login.address)
@@ -145,7 +174,7 @@ class Enrolling:
             cluster=found.cluster,
             database=found.database,
             shared_cluster=False,
-            access={"read": Access("read", Level.READ, wanted.tables, wanted.exclude)},
+            access=wanted.access(),
         )
         resource = self._sharing_login(resource)
         present = self._config.resources.get(name)

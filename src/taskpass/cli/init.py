@@ -20,6 +20,7 @@ import click
 from taskpass.cli.operator import directory_option
 from taskpass.cli.say import show, style, talk
 from taskpass.core.errors import InvalidInput
+from taskpass.core.scope import WRITE_VERBS, Level, Verb
 from taskpass.core.secret import Secret
 from taskpass.core.separation import Environment
 from taskpass.core.text import visible
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from taskpass.cli.installation import StoreWish
 
 _ENVIRONMENTS = [environment.value for environment in Environment]
+_LEVELS = [Level.READ.value, Level.WRITE.value]
+_VERBS = sorted(verb.value for verb in WRITE_VERBS)
 _STDIN_BYTES = 4096
 
 
@@ -36,7 +39,11 @@ _STDIN_BYTES = 4096
 @click.option("--postgres", is_flag=True, help="Also enrol a PostgreSQL database.")
 @click.option("--name", metavar="NAME", help="What the resource is called; the database's name, if left out.")
 @click.option("--environment", type=click.Choice(_ENVIRONMENTS), default="dev", show_default=True, help="Where it is.")
-@click.option("--table", "tables", multiple=True, metavar="PATTERN", help="What may be read at most (public.*).")
+@click.option(
+    "--access", "levels", multiple=True, type=click.Choice(_LEVELS), help="What it offers (read; repeatable)."
+)
+@click.option("--verb", "verbs", multiple=True, type=click.Choice(_VERBS), help="Of --access write (all; repeatable).")
+@click.option("--table", "tables", multiple=True, metavar="PATTERN", help="What may be asked for at most (public.*).")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="What may never be read, nor through anything else.")
 @click.option("--node", "nodes", multiple=True, metavar="ADDRESS", help="A replica that an agent could reach.")
 @click.option("--admin-dsn-stdin", is_flag=True, help="Read the administrator's login from stdin.")
@@ -58,6 +65,8 @@ def command(
     postgres: bool,
     name: str | None,
     environment: str,
+    levels: tuple[str, ...],
+    verbs: tuple[str, ...],
     tables: tuple[str, ...],
     exclude: tuple[str, ...],
     nodes: tuple[str, ...],
@@ -90,8 +99,17 @@ def command(
         raise InvalidInput("stdin holds one login", hint="make the directory first, then enrol", code="usage")
     if upgrade or uninstall:
         return _script_of_the_kit(print_sql=print_sql, upgrade=upgrade, uninstall=uninstall)
+    if verbs and Level.WRITE not in levels:
+        raise InvalidInput("--verb belongs to --access write", code="usage")
     wanted = enrolment.Wanted(
-        name or "", Environment(environment), tables or ("public.*",), exclude, nodes, close_other_databases
+        name or "",
+        Environment(environment),
+        tables or ("public.*",),
+        exclude,
+        nodes,
+        close_other_databases,
+        tuple(dict.fromkeys(Level(level) for level in levels or (Level.READ,))),
+        frozenset(Verb(verb) for verb in verbs),
     )
     clock, entropy = SystemClock(), SystemEntropy()
     fresh = not installation.exists(directory)
@@ -121,7 +139,7 @@ def command(
     if print_sql:
         _how_to_continue(wanted)
     elif postgres:
-        talk("next: taskpass up; and then: taskpass exec --resource NAME --access read -- psql")
+        talk(f"next: taskpass up; and then: taskpass exec --resource NAME --access {wanted.levels[0]} -- psql")
     return 0
 
 

@@ -17,6 +17,8 @@ _WHY = {
     "not_a_table": "not a table: name it one by one",
 }
 _NAME = 60
+_READ = 5
+"""Parts of what can be read through an object; what a write does has its verbs and a version besides."""
 
 
 def print_manifest(manifest: Mapping[str, Any], estimates: Mapping[str, int]) -> None:
@@ -37,12 +39,23 @@ def print_manifest(manifest: Mapping[str, Any], estimates: Mapping[str, int]) ->
         ],
     )
     reach = [(item, found) for item in objects for found in item["reach"]]
-    if reach:
-        show(f"reachable through these: {len(reach)}")
+    read, written = [pair for pair in reach if len(pair[1]) == _READ], [p for p in reach if len(p[1]) > _READ]
+    if read:
+        show(f"reachable through these: {len(read)}")
         table(
             ("TABLE", "REACHES", "KIND", "THROUGH"),
-            [(f"{o['schema']}.{o['name']}", f"{r[2]}.{r[3]}", r[1], r[4]) for o, r in reach],
+            [(f"{o['schema']}.{o['name']}", f"{r[2]}.{r[3]}", r[1], r[4]) for o, r in read],
         )
+    if written:
+        show(f"a write there also changes or calls: {len(written)}")
+        table(("TABLE", "VERBS", "CHANGES OR CALLS", "KIND", "BY"), [_written(o, r) for o, r in written])
+    held = [(item, found) for item in objects for found in item.get("held", [])]
+    if held:
+        show(f"held back because of what is excluded: {len(held)}")
+        table(("TABLE", "VERB", "WOULD CHANGE", "BY", "STATE"), [_held(o, h, manifest) for o, h in held])
+    sequences = [f"{o['schema']}.{s[1]}" for o in objects for s in o.get("sequences", []) if _advances(o)]
+    if sequences:
+        show(f"USAGE of the sequences of these columns: {visible(', '.join(sequences))}")
     if dropped:
         show(f"left out: {len(dropped)}")
         table(("OBJECT", "KIND", "WHY"), [_dropped(item) for item in dropped])
@@ -64,6 +77,23 @@ def _ambient(words: Sequence[str]) -> None:
 def quoted(text: object) -> str:
     """Somebody else's words: in quotes, made visible, of limited length."""
     return f'"{visible(str(text), limit=400)}"'
+
+
+def _written(item: Mapping[str, Any], found: Sequence[Any]) -> tuple[str, ...]:
+    _, kind, schema, name, through, verbs, _ = found
+    called = f"{schema}.{name}()" if kind == "routine" else f"{schema}.{name}"
+    granted = [verb if verb in item["verbs"] else f"{verb} (held back)" for verb in verbs]
+    return f"{item['schema']}.{item['name']}", ", ".join(granted), called, kind, through
+
+
+def _held(item: Mapping[str, Any], held: Sequence[Any], manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    verb, name, through = held
+    state = "accepted" if name in manifest.get("accepted", []) else f"refused, unless: --accept {name}"
+    return f"{item['schema']}.{item['name']}", verb, name, through, state
+
+
+def _advances(item: Mapping[str, Any]) -> bool:
+    return bool({"INSERT", "UPDATE"} & set(item["verbs"]))
 
 
 def _column(column: Sequence[Any]) -> str:

@@ -39,6 +39,7 @@ def print_request(view: View) -> None:
             "lapses": when(view.get("lapses_at")) if view["state"] in ("pending", "approved") else "",
             "tables": ", ".join(view.get("granted") or []),
             "left out": ", ".join(view.get("dropped") or []),
+            **({"held back": ", ".join(view["held_back"])} if view.get("held_back") else {}),
         }
     )
 

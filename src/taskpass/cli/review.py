@@ -28,7 +28,7 @@ from taskpass.config.places import demand_private
 from taskpass.core.approval import challenge
 from taskpass.core.errors import Denied, InvalidInput
 from taskpass.core.ids import HumanId
-from taskpass.core.manifest import Keep, Manifest, narrow
+from taskpass.core.manifest import Keep, Manifest, accept, held_back, narrow
 from taskpass.core.secret import Secret
 from taskpass.core.text import visible
 
@@ -43,6 +43,10 @@ _TIMEOUT = 30
 @click.option("--only", multiple=True, metavar="TABLE", help="Leave only this table (may be repeated).")
 @click.option("--drop", multiple=True, metavar="TABLE", help="Take this table out (may be repeated).")
 @click.option("--drop-column", multiple=True, metavar="TABLE.COLUMN", help="Take this column out (may be repeated).")
+@click.option("--drop-verb", multiple=True, metavar="[TABLE:]VERB", help="Take this verb away (may be repeated).")
+@click.option(
+    "--accept", "accepted", multiple=True, metavar="NAME", help="Let NAME, which is held back, be changed (repeatable)."
+)
 @click.option("--lifetime", metavar="DURATION", help="Shorter than asked, like 5m.")
 @click.option("--comment", default="", metavar="TEXT", help="Words for the record and for the agent.")
 @click.option("--as", "person", metavar="PERSON", help="Who you are, if your account does not tell.")
@@ -57,6 +61,8 @@ def command(
     only: tuple[str, ...],
     drop: tuple[str, ...],
     drop_column: tuple[str, ...],
+    drop_verb: tuple[str, ...],
+    accepted: tuple[str, ...],
     lifetime: str | None,
     comment: str,
     person: str | None,
@@ -75,7 +81,7 @@ def command(
         if as_json and not (approve or deny):
             show_json(card)
             return 0
-        wishes = Wishes(list(only), list(drop), list(drop_column), lifetime, comment)
+        wishes = Wishes(list(only), list(drop), list(drop_column), list(drop_verb), list(accepted), lifetime, comment)
         verb = "approve" if approve else "deny" if deny else ""
         if not as_json:
             print_card(card)
@@ -90,14 +96,30 @@ class Wishes:
     """What the person wants to leave of the request."""
 
     def __init__(
-        self, only: list[str], drop: list[str], drop_columns: list[str], lifetime: str | None, comment: str
+        self,
+        only: list[str],
+        drop: list[str],
+        drop_columns: list[str],
+        drop_verbs: list[str],
+        accepted: list[str],
+        lifetime: str | None,
+        comment: str,
     ) -> None:
-        self.only, self.drop, self.drop_columns = only, drop, drop_columns
+        self.only, self.drop, self.drop_columns, self.drop_verbs = only, drop, drop_columns, drop_verbs
+        self.accepted = accepted
         self.lifetime = lifetime
         self.comment = comment
 
+    def asked(self, manifest: Manifest) -> Manifest:
+        """``manifest`` with what is accepted; raises ``InvalidInput`` for a name that nothing is held back for."""
+        if not held_back(manifest) >= set(self.accepted):
+            raise InvalidInput("nothing is held back for that name", hint="exactly as shown under: held back")
+        return accept(manifest, self.accepted)
+
     def keeps(self, manifest: Manifest) -> list[Keep]:
-        return narrowing.keeps(manifest, only=self.only, drop=self.drop, drop_columns=self.drop_columns)
+        return narrowing.keeps(
+            manifest, only=self.only, drop=self.drop, drop_columns=self.drop_columns, drop_verbs=self.drop_verbs
+        )
 
 
 def _people_socket(named: Path | None) -> LineClient:
@@ -151,11 +173,23 @@ def _ask(card: View, wishes: Wishes) -> str:
         answer = click.prompt("approve, narrow, deny, or leave it", default="leave", type=str, err=True)
         for verb in ("approve", "deny"):
             if answer and verb.startswith(answer.lower()):
+                if verb == "approve":
+                    _accept(card, wishes)
                 wishes.comment = wishes.comment or click.prompt("comment", default="", show_default=False, err=True)
                 return verb
         if not answer or not "narrow".startswith(answer.lower()):
             return ""
         _narrow(card, wishes)
+
+
+def _accept(card: View, wishes: Wishes) -> None:
+    """Ask for each name that is held back; only the name itself, typed in full, is a yes to it."""
+    manifest = Manifest.from_json(card["manifest"])
+    kept = narrow(manifest, wishes.keeps(manifest))
+    for name in sorted(held_back(kept) - set(wishes.accepted)):
+        talk(f"held back: {visible(name)} is excluded and could be changed; type its name to accept that")
+        if click.prompt("accept", default="", show_default=False, err=True).strip() == name:
+            wishes.accepted.append(name)
 
 
 def _narrow(card: View, wishes: Wishes) -> None:
@@ -186,7 +220,8 @@ def _decide(
     *,
     as_json: bool,
 ) -> None:
-    asked = Manifest.from_json(card["manifest"])
+    shown = Manifest.from_json(card["manifest"])
+    asked = wishes.asked(shown) if verb == "approve" else shown
     keeps = wishes.keeps(asked) if verb == "approve" else None
     ballot: dict[str, Any] = {
         "request": card["request"],
@@ -196,6 +231,8 @@ def _decide(
     }
     if keeps is not None:
         ballot["keeps"] = [keep.to_json() for keep in keeps]
+        if asked.accepted:
+            ballot["accept"] = list(asked.accepted)
     if wishes.lifetime:
         ballot["lifetime"] = seconds(wishes.lifetime, what="the lifetime")
     offered = client.call("challenge", ballot, timeout=_TIMEOUT)
@@ -240,6 +277,8 @@ def _tell(offered: View, ballot: View) -> None:
     """What is about to be signed, in words; on stderr, because stdout is data."""
     objects = len(offered["manifest"]["objects"])
     talk(f"you sign: {ballot['verb']} {ballot['request']} as {visible(ballot['human'])} ({offered['method']})")
+    if accepted := offered["manifest"].get("accepted"):
+        talk(f"          you accept that these are changed: {visible(', '.join(accepted))}")
     talk(f"          {objects} object(s) for {words(offered['lifetime'])}, digest {offered['digest']}")
 
 

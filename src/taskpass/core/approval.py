@@ -10,7 +10,7 @@ from taskpass.core import digest
 from taskpass.core.clock import Instant
 from taskpass.core.decision import Obligations
 from taskpass.core.ids import ApprovalId, HumanId, RequestId
-from taskpass.core.manifest import Manifest, meet
+from taskpass.core.manifest import Manifest, accept, held_back, meet
 from taskpass.core.separation import Environment
 
 CHALLENGE_SECONDS = 60
@@ -118,7 +118,9 @@ def tally(
             and (mine or _in_any(vote.approver, duties.approvers, groups))
         ):
             counted.setdefault(vote.approver, vote)
-    left, shortest = asked, lifetime
+    # What is held back is granted only if every counted vote accepted it: the most that could be is where it starts.
+    left = accept(asked, held_back(asked)) if counted else asked
+    shortest = lifetime
     for vote in counted.values():
         left, shortest = meet(left, vote.manifest), min(shortest, vote.lifetime)
     missing = _missing(counted, duties, groups)

@@ -166,6 +166,7 @@ class PeopleMethods:
                 None if keeps is None else tuple(_keep(item) for item in keeps),
                 params.optional_integer("lifetime"),
                 params.text("comment", ""),
+                params.texts("accept"),
             ),
         )
 

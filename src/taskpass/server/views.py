@@ -55,6 +55,7 @@ def request_view(request: AccessRequest, capabilities: dict[str, object] | None 
         "comment": request.comment,
         "granted": _granted(request.manifest),
         "dropped": [f"{item.schema}.{item.name}" for item in request.manifest.dropped],
+        "held_back": sorted({f"{item.full_name}: {h.verb}" for item in request.manifest.objects for h in item.held}),
         "next": _next(request),
         "decision": permitted,
         "context": {

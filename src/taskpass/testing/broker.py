@@ -276,10 +276,12 @@ class Agent:
         )
 
     def request(self, resource: str = DEV, **wishes: Any) -> AccessRequest:
-        return request_access(self.harness.broker, self.caller, Wish(resource, "read", **wishes))
+        wanted: dict[str, Any] = {"access": "read", **wishes}
+        return request_access(self.harness.broker, self.caller, Wish(resource, **wanted))
 
     def acquire(self, resource: str = DEV, **wishes: Any) -> tuple[AccessRequest, Issued | None]:
-        wish = Wish(resource, "read", **wishes)
+        wanted: dict[str, Any] = {"access": "read", **wishes}
+        wish = Wish(resource, **wanted)
         return acquire_access(self.harness.broker, self.caller, wish, until_process_ends=False)
 
     def issue(self, request: AccessRequest, *, until_process_ends: bool = False) -> Issued:
@@ -393,7 +395,11 @@ class Harness:
         return bool(had)
 
     def _config(self) -> Config:
-        read = Access("read", Level.READ, ("public.*",), ("public.customers_pii",))
+        tables, exclude = ("public.*",), ("public.customers_pii",)
+        access = {
+            "read": Access("read", Level.READ, tables, exclude),
+            "write": Access("write", Level.WRITE, tables, exclude),
+        }
         resources = {
             name: Resource(
                 name=name,
@@ -406,7 +412,7 @@ class Harness:
                 cluster=self.servers[name].cluster,
                 database=self.servers[name].database,
                 shared_cluster=False,
-                access={"read": read},
+                access=access,
             )
             for name, environment in ENVIRONMENTS.items()
         }
@@ -450,9 +456,10 @@ class Harness:
         lifetime: int | None = None,
         comment: str = "",
         generation: int = 1,
+        accept: tuple[str, ...] = (),
     ) -> AccessRequest:
         """What ``taskpass review`` does: ask for the challenge, sign it, vote."""
-        ballot = Ballot(verdict, keeps, lifetime, comment)
+        ballot = Ballot(verdict, keeps, lifetime, comment, accept)
         prepared = prepare_vote(self.broker, human, request.id, ballot)
         signature = ed25519.encode(reviewer_key(human, generation)[0].sign(prepared.data))
         return vote(self.broker, human, request.id, ballot, nonce=prepared.nonce, signature=signature)[0]

@@ -17,7 +17,7 @@ from taskpass.core.errors import Conflict, InvalidInput, ManifestChanged, NotPro
 from taskpass.core.ids import InstallationId, LeaseId, RoleName, lease_of_role
 from taskpass.core.lease import Target
 from taskpass.core.limits import BOUNDS, Enforced
-from taskpass.core.manifest import Column, Kind, Manifest, ObjectRights, is_within
+from taskpass.core.manifest import Column, Kind, Manifest, ObjectRights, accept, is_within
 from taskpass.core.scope import Level, Scope
 from taskpass.core.secret import Secret
 from taskpass.core.separation import Environment
@@ -163,7 +163,7 @@ class FakeIssuer:
             raise InvalidInput("there is nothing to grant")
         with self._place.lock:
             now = self._resolve(order.scope)
-            if now.digest() != order.asked or not is_within(order.manifest, now):
+            if now.digest() != order.asked or not is_within(order.manifest, accept(now, order.manifest.accepted)):
                 raise ManifestChanged("the database changed since this was decided", hint="ask again")
             rights = {item.oid: frozenset(c.number for c in item.columns) for item in order.manifest.objects}
             known = self._place.accounts.get(order.role)

@@ -22,11 +22,13 @@ from taskpass.core.manifest import (
     Column,
     Dropped,
     DropReason,
+    Held,
     Kind,
     Manifest,
     ObjectRights,
     Reach,
     Through,
+    accept,
     is_within,
 )
 from taskpass.core.scope import Level, Scope, Verb
@@ -66,7 +68,7 @@ class Role:
 
 @dataclass(eq=False)
 class Table:
-    """``partitions`` are oids of tables whose rows are read through this one."""
+    """Oids: ``partitions`` are read through this one, rows of ``cascades`` are deleted with its rows."""
 
     oid: int
     schema: str
@@ -75,6 +77,7 @@ class Table:
     kind: Kind = Kind.TABLE
     owner: str = "owner"
     partitions: list[int] = field(default_factory=list[int])
+    cascades: list[int] = field(default_factory=list[int])
 
 
 class LoginRefused(Exception):
@@ -361,7 +364,7 @@ class UnkindIssuer:
 
     def _create(self, order: Order) -> None:
         meant = self._resolve(order.scope)
-        if meant.digest() != order.asked or not is_within(order.manifest, meant):
+        if meant.digest() != order.asked or not is_within(order.manifest, accept(meant, order.manifest.accepted)):
             raise ManifestChanged("what would be granted is not what was decided", hint="ask again")
         self._server.roles[order.role] = Role(
             order.role,
@@ -384,7 +387,8 @@ class UnkindIssuer:
             if bad:
                 dropped.append(_dropped(table, DropReason.REACHES_EXCLUDED, f"{bad.schema}.{bad.name}"))
             else:
-                objects.append(_rights(table, reached, scope.verbs))
+                cascades = [self._server.tables[oid] for oid in table.cascades if Verb.DELETE in scope.verbs]
+                objects.append(_rights(table, reached, cascades, scope))
         return Manifest(
             cluster=self._server.cluster,
             database=self._server.database,
@@ -406,7 +410,13 @@ def _dropped(table: Table, reason: DropReason, because: str = "") -> Dropped:
     return Dropped(table.oid, table.kind, table.schema, table.name, reason, because)
 
 
-def _rights(table: Table, reached: list[Table], verbs: frozenset[Verb]) -> ObjectRights:
+def _rights(table: Table, reached: list[Table], cascades: list[Table], scope: Scope) -> ObjectRights:
+    held = tuple(
+        Held(Verb.DELETE, f"{other.schema}.{other.name}", Through.CASCADE)
+        for other in cascades
+        if scope.excludes(other.schema, other.name)
+    )
+    deleted = (Verb.DELETE,)
     return ObjectRights(
         oid=table.oid,
         kind=table.kind,
@@ -414,6 +424,10 @@ def _rights(table: Table, reached: list[Table], verbs: frozenset[Verb]) -> Objec
         name=table.name,
         owner=table.owner,
         columns=tuple(Column(number, name) for number, name in sorted(table.columns.items())),
-        verbs=verbs,
-        reach=tuple(Reach(other.oid, other.kind, other.schema, other.name, Through.PARTITION) for other in reached),
+        verbs=scope.verbs - {back.verb for back in held},
+        reach=(
+            *(Reach(other.oid, other.kind, other.schema, other.name, Through.PARTITION) for other in reached),
+            *(Reach(other.oid, other.kind, other.schema, other.name, Through.CASCADE, deleted) for other in cascades),
+        ),
+        held=held,
     )

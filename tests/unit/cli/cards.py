@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from dataclasses import replace
 
 from taskpass.core.approval import challenge
 from taskpass.core.manifest import (
     Column,
     Dropped,
     DropReason,
+    Held,
     Keep,
     Kind,
     Manifest,
     ObjectRights,
+    OwnedSequence,
     Reach,
     Through,
+    accept,
     narrow,
 )
 from taskpass.core.scope import Level, Verb
@@ -54,6 +58,21 @@ def manifest(name="orders") -> Manifest:
         dropped=(Dropped(12, Kind.VIEW, "public", "report", DropReason.REACHES_EXCLUDED, "public.customers"),),
         ambient=("TEMP",),
     )  # fmt: skip
+
+
+def writing() -> Manifest:
+    """``orders`` may be written to, but deleting would take rows of ``customers`` along."""
+    columns = (Column(1, "id"), Column(2, "amount"), Column(3, "note"), Column(4, "twice", (2,)))
+    orders = ObjectRights(
+        10, Kind.TABLE, "public", "orders", "owner", columns, frozenset({Verb.SELECT, Verb.INSERT, Verb.UPDATE}),
+        reach=(
+            Reach(30, Kind.TABLE, "public", "customers", Through.CASCADE, (Verb.DELETE,)),
+            Reach(31, Kind.ROUTINE, "audit", "note", Through.OWNER_TRIGGER, (Verb.INSERT, Verb.UPDATE), "0f"),
+        ),
+        sequences=(OwnedSequence(40, "orders_id_seq", 1),),
+        held=(Held(Verb.DELETE, "public.customers", Through.CASCADE),),
+    )  # fmt: skip
+    return replace(manifest(), level=Level.WRITE, objects=(orders,))
 
 
 def card(asked=None, **claimed):
@@ -100,10 +119,11 @@ def card(asked=None, **claimed):
     }
 
 
-def offered(ballot):
+def offered(ballot, asked=None):
     """Answers a challenge as the real broker does: narrowed by the keeps that it was sent."""
     keeps = ballot.get("keeps")
-    left = narrow(manifest(), [Keep.from_json(keep) for keep in keeps]) if keeps is not None else manifest()
+    asked = accept(asked or manifest(), ballot.get("accept", []))
+    left = narrow(asked, [Keep.from_json(keep) for keep in keeps]) if keeps is not None else asked
     data = challenge(
         verb=ballot["verb"], digest_="sha256:1", approver=ballot["human"], nonce="n", comment=ballot["comment"]
     )

@@ -12,7 +12,7 @@ from taskpass.core.approval import challenge
 from taskpass.core.errors import Denied, InvalidInput
 from taskpass.core.secret import Secret
 from taskpass.keys import reviewer
-from tests.unit.cli.cards import KEY, TYPED, card, manifest
+from tests.unit.cli.cards import KEY, TYPED, card, manifest, offered, writing
 
 HOSTILE = "\033[32mApproved by DBA\u202e\nWhat the broker knows"
 
@@ -63,6 +63,72 @@ def test_a_no_needs_no_narrowing(review, broker):
     (vote,) = broker.named("vote")
     assert vote["verb"] == "deny"
     assert "keeps" not in vote
+
+
+@pytest.fixture
+def writes(broker):
+    broker.answers["show_request"] = card(writing())
+    broker.answers["challenge"] = lambda ballot: offered(ballot, writing())
+    return broker
+
+
+def test_what_a_write_does_elsewhere_is_shown_with_what_is_held_back(writes, directory, capfd):
+    assert main(["review", "req_1", "--directory", str(directory)]) == 0
+    shown = [line.split("  ") for line in capfd.readouterr().out.splitlines()]
+    shown = [[word.strip() for word in line if word.strip()] for line in shown]
+    orders = "public.orders"
+    assert [orders, "DELETE (held back)", "public.customers", "table", "cascade"] in shown
+    assert [orders, "INSERT, UPDATE", "audit.note()", "routine", "trigger with its owner's rights"] in shown
+    refused = "refused, unless: --accept public.customers"
+    assert [orders, "DELETE", "public.customers", "cascade", refused] in shown
+    assert ["USAGE of the sequences of these columns: public.orders_id_seq"] in shown
+    assert "twice (computed)" in str(shown)
+
+
+def test_a_yes_leaves_what_is_held_back_refused(review, writes):
+    assert review("req_1", "--approve") == 0
+    (vote,) = writes.named("vote")
+    assert vote["keeps"] == [{"oid": 10, "columns": [1, 2, 3, 4], "verbs": ["INSERT", "SELECT", "UPDATE"]}]
+    assert "accept" not in vote
+
+
+def test_what_is_held_back_is_given_by_its_name_only(review, writes, capfd):
+    assert review("req_1", "--approve", "--accept", "public.customers") == 0
+    (vote,) = writes.named("vote")
+    assert vote["accept"] == ["public.customers"]
+    assert vote["keeps"][0]["verbs"] == ["DELETE", "INSERT", "SELECT", "UPDATE"]
+    assert "you accept that these are changed: public.customers" in capfd.readouterr().err
+    assert review("req_1", "--approve", "--accept", "public.orders") == 2
+    assert review("req_1", "--approve", "--accept", "*") == 2
+    assert len(writes.named("vote")) == 1
+
+
+def test_a_broker_that_accepts_more_than_the_person_gets_no_signature(review, writes, capfd):
+    honest = writes.answers["challenge"]
+    writes.answers["challenge"] = lambda ballot: honest(ballot | {"accept": ["public.customers"]})
+    assert review("req_1", "--approve") == 90
+    assert not writes.named("vote")
+    assert "[challenge_mismatch]" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "columns", "verbs"),
+    [
+        (["--drop-verb", "INSERT"], [1, 2, 3, 4], ["SELECT", "UPDATE"]),
+        (["--drop-verb", "public.orders:UPDATE", "--drop-verb", "INSERT"], [1, 2, 3, 4], ["SELECT"]),
+        (["--drop-column", "public.orders.amount"], [1, 3], ["INSERT", "SELECT", "UPDATE"]),
+    ],
+)
+def test_verbs_can_be_taken_away_and_what_is_computed_from_a_column_goes_with_it(review, writes, words, columns, verbs):
+    assert review("req_1", "--approve", *words) == 0
+    (vote,) = writes.named("vote")
+    assert vote["keeps"] == [{"oid": 10, "columns": columns, "verbs": verbs}]
+
+
+def test_a_verb_that_is_not_there_leaves_nothing_signed(review, writes):
+    for word in ("DELETE", "insert", "public.items:INSERT", "TRUNCATE"):
+        assert review("req_1", "--approve", "--drop-verb", word) == 2
+    assert not writes.named("vote")
 
 
 @pytest.mark.parametrize(

@@ -201,7 +201,10 @@ SELECT datname::text, has_database_privilege('public', oid, 'TEMPORARY') FROM pg
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What to enrol: within which tables, for which installation, with which password for the broker's login."""
+    """What to enrol: within which tables, for which installation, with which password for the broker's login.
+
+    ``writes`` may be written to; ``tables`` may be read besides, and be none if there are ``writes``.
+    """
 
     installation: InstallationId
     tables: tuple[str, ...]
@@ -209,12 +212,15 @@ class Wish:
     password: Secret = field(repr=False)
     keep_password: bool
     """A login that is there already keeps its password: the broker may have replaced this one since."""
+    writes: tuple[kit.Writing, ...] = ()
 
 
 def script(wish: Wish, server_version: int, entropy: Entropy) -> str:
     """What the administrator runs: the same text that ``install`` runs. It holds a verifier and no password."""
     verifier = scram.verifier(wish.password, entropy, iterations=scram.BEARER_ITERATIONS)
-    enrolment = kit.Enrolment(wish.installation, verifier, wish.tables, wish.exclude, keep_password=wish.keep_password)
+    enrolment = kit.Enrolment(
+        wish.installation, verifier, wish.tables, wish.exclude, keep_password=wish.keep_password, writes=wish.writes
+    )
     return kit.install_sql(server_version, enrolment) + (kit.give_password_sql(enrolment) if wish.keep_password else "")
 
 
