@@ -41,8 +41,9 @@ format: $(READY) ## Write the code as the formatter wants it
 bench: $(READY) ## The published figures, each beside its limit
 	@$(BIN)/python -m bench
 
-torture: $(READY) ## Kill the broker N times (make torture N=1000)
+torture: $(READY) ## Kill the broker N times on each kind of store (make torture N=1000)
 	@$(BIN)/python -m tests.torture --kills $(N)
+	@$(BIN)/python -m tests.torture --kills $(N) --store postgres
 
 lock: $(READY) ## Resolve the dependencies again, with hashes
 	@$(UV_BIN) pip compile --quiet --universal --generate-hashes --no-header \

@@ -15,6 +15,7 @@ from psycopg import sql
 from taskpass.core.secret import Secret
 from taskpass.testing.postgres import EmbeddedServer, available
 from tests.missing import missing
+from tests.postgres_stores import StoreServer
 
 VERSIONS = (15, 16, 17, 18)
 _numbers = itertools.count(1)
@@ -121,3 +122,18 @@ def database(server: EmbeddedServer) -> Iterator[Database]:
         connection.execute(f"CREATE DATABASE {made.name} TEMPLATE template0 STRATEGY file_copy".encode())
     yield made
     made.drop()
+
+
+@pytest.fixture(scope="session")
+def store_servers(
+    servers: Callable[[int], EmbeddedServer], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[int], StoreServer]:
+    """Gives the session's maker of stores on the server of a version."""
+    made: dict[int, StoreServer] = {}
+
+    def get(version: int) -> StoreServer:
+        if version not in made:
+            made[version] = StoreServer(servers(version), tmp_path_factory.mktemp("stores"))
+        return made[version]
+
+    return get

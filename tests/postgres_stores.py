@@ -24,7 +24,8 @@ class StoreServer:
     def __init__(self, server, directory):
         self.server = server
         self.password = Secret(secrets.token_urlsafe(12))
-        self.key = files.create(directory / f"keys-{server.version}", files.AUDIT, entropy=Counting(), at=NOW)
+        self.keys = directory / f"keys-{server.version}"
+        self.key = files.create(self.keys, files.AUDIT, entropy=Counting(), at=NOW)
         with server.connect() as connection:
             connection.execute(f"CREATE ROLE {OWNER} LOGIN PASSWORD '{self.password.reveal()}'")
             connection.execute(f"CREATE DATABASE {TEMPLATE} OWNER {OWNER} TEMPLATE template0 ENCODING 'UTF8'")

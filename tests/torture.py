@@ -65,12 +65,18 @@ class Report:
         )
 
 
-def campaign(kills: int, seed: int, *, version: int = 16, say: bool = False) -> Report:
-    """Run ``kills`` rounds and return what was found; stops at the first round that finds something."""
+def campaign(kills: int, seed: int, *, version: int = 16, say: bool = False, store: str = "sqlite") -> Report:
+    """Run ``kills`` rounds and return what was found; stops at the first round that finds something.
+
+    ``store`` is ``sqlite`` or ``postgres``: the store is then on the same server, in a database of its own.
+    """
     report, dice = Report(seed), random.Random(seed)
     with Stage(durable=False) as stage:
-        stage.start_server(RESOURCE, version, rows=500)
-        stage.found("sam")
+        server = stage.start_server(RESOURCE, version, rows=500)
+        if store == "postgres":
+            stage.found_on_postgres("sam", server)
+        else:
+            stage.found("sam")
         stage.set_broker("allow_root_agents = true")
         stage.set_budgets()
         stage.enrol(RESOURCE, environment="dev", exclude=["shop.customers"])
@@ -185,9 +191,10 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**31))
     parser.add_argument("--version", type=int, default=16, help="PostgreSQL version")
+    parser.add_argument("--store", choices=("sqlite", "postgres"), default="sqlite", help="where the records are kept")
     given = parser.parse_args()
     print(f"seed {given.seed}", flush=True)
-    report = campaign(given.kills, given.seed, version=given.version, say=True)
+    report = campaign(given.kills, given.seed, version=given.version, say=True, store=given.store)
     for name in ("usable", "lost", "unfinished", "broken_chain"):
         for item in getattr(report, name):
             print(f"{name}: {item}")

@@ -18,7 +18,6 @@ from taskpass.store.open import Create, open_store
 from taskpass.testing.suites.records import NOW, Counting, FixedClock
 from taskpass.testing.suites.store import StoreSuite
 from taskpass.testing.suites.store_units import UnitSuite
-from tests.postgres_stores import StoreServer
 
 
 class SqlitePlace:
@@ -75,18 +74,6 @@ def place(tmp_path, template):
 
 class TestSqlite(StoreSuite):
     refused = sqlite3.IntegrityError
-
-
-@pytest.fixture(scope="session")
-def store_servers(servers, tmp_path_factory):
-    made = {}
-
-    def get(version):
-        if version not in made:
-            made[version] = StoreServer(servers(version), tmp_path_factory.mktemp("stores"))
-        return made[version]
-
-    return get
 
 
 @pytest.mark.service

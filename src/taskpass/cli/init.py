@@ -93,10 +93,7 @@ def command(
     from taskpass.cli import enrolment, installation
     from taskpass.runtime.system import SystemClock, SystemEntropy
 
-    if sum((admin_dsn_stdin, print_sql, login_stdin)) > 1:
-        raise InvalidInput("one of --admin-dsn-stdin, --print-sql and --login-stdin", code="usage")
-    if store_login_stdin and (admin_dsn_stdin or login_stdin):
-        raise InvalidInput("stdin holds one login", hint="make the directory first, then enrol", code="usage")
+    _demand_one_source(admin_dsn_stdin=admin_dsn_stdin, print_sql=print_sql, own=login_stdin, store=store_login_stdin)
     if upgrade or uninstall:
         return _script_of_the_kit(print_sql=print_sql, upgrade=upgrade, uninstall=uninstall)
     if verbs and Level.WRITE not in levels:
@@ -141,6 +138,13 @@ def command(
     elif postgres:
         talk(f"next: taskpass up; and then: taskpass exec --resource NAME --access {wanted.levels[0]} -- psql")
     return 0
+
+
+def _demand_one_source(*, admin_dsn_stdin: bool, print_sql: bool, own: bool, store: bool) -> None:
+    if sum((admin_dsn_stdin, print_sql, own)) > 1:
+        raise InvalidInput("one of --admin-dsn-stdin, --print-sql and --login-stdin", code="usage")
+    if store and (admin_dsn_stdin or own):
+        raise InvalidInput("stdin holds one login", hint="make the directory first, then enrol", code="usage")
 
 
 def _script_of_the_kit(*, print_sql: bool, upgrade: bool, uninstall: bool) -> int:

@@ -17,7 +17,7 @@ from taskpass.store import rules
 _MEANING: dict[str, tuple[str, str]] = {
     "store_down": (
         "the store's server does not answer",
-        "is PostgreSQL up? taskpass waits for it and takes back meanwhile",
+        "is PostgreSQL up, and the broker's login right? what is open is taken back meanwhile",
     ),
     "store_login": (
         "the store's server refuses the broker's login",
@@ -83,9 +83,16 @@ def meaning(error: Exception) -> TaskpassError:
 
 
 def _of_words(error: psycopg.OperationalError) -> str:
-    """libpq gives a refused login no SQLSTATE of its own; what it holds of the server's answer does."""
-    state = getattr(getattr(error, "pgconn", None), "error_message", b"") or b""
-    return "store_login" if b"password authentication failed" in state else "store_down"
+    """While connecting, libpq passes on the server's words and not its code.
+
+    A server that speaks another language is said to be down, with a hint that names the login too; nothing else hangs
+    on the difference.
+    """
+    words = str(error).lower()
+    if "password authentication failed" in words or "no pg_hba.conf entry" in words:
+        return "store_login"
+    full = ("too many clients", "remaining connection slots", "too many connections")
+    return "store_connections" if any(text in words for text in full) else "store_down"
 
 
 def _constraint(state: str, cause: psycopg.Error) -> TaskpassError:
