@@ -99,7 +99,12 @@ class Enrolling:
             password, known = self._password(resource)
             keep = known and enrol.accepts(resource.target(), self._installation, password, self._entropy)
             text = enrol.script(self._wish(wanted, password, keep=keep), found.server_version, self._entropy)
-            findings = enrol.install(connection, text)
+            try:
+                findings = enrol.install(connection, text)
+            except TargetUnfit as error:
+                if not found.managed:
+                    raise
+                raise Unfit([Finding("enrolment", Severity.FATAL, error.message, error.hint), *found.managed]) from None
             try:
                 if wanted.close_other_databases:
                     findings += enrol.close_other_databases(connection, found)

@@ -24,7 +24,7 @@ from taskpass.core.ids import InstallationId
 from taskpass.core.lease import Target
 from taskpass.core.secret import Secret
 from taskpass.issuers.base import Finding, Severity
-from taskpass.issuers.postgres import kit, preflight, probe, scram
+from taskpass.issuers.postgres import kit, managed, preflight, probe, scram
 from taskpass.issuers.postgres.connection import BrokerLogin, Connections
 from taskpass.issuers.postgres.issuer import PostgresIssuer
 from taskpass.issuers.postgres.own_login import OwnLogin
@@ -91,6 +91,8 @@ class Survey:
     """0 where there is no kit yet."""
     others: dict[str, bool] = field(hash=False)
     """The cluster's other databases that every login may enter, and whether it may make temporary tables there."""
+    managed: tuple[Finding, ...] = ()
+    """What is different where a provider runs the server; empty for one of one's own."""
 
     @property
     def major(self) -> int:
@@ -163,6 +165,8 @@ def survey(connection: Connection) -> Survey:
         row = connection.execute(_SURVEY).fetchone()
         kit_version = connection.execute(_KIT).fetchone()
         others = connection.execute(_OTHERS).fetchall()
+        address = f"{connection.info.host}:{connection.info.port}/{connection.info.dbname}"
+        _, notes = managed.look(connection, address)
         again = connection.execute("SELECT pg_backend_pid()").fetchone()
     except psycopg.Error as error:
         raise TargetUnavailable(
@@ -182,7 +186,8 @@ def survey(connection: Connection) -> Survey:
         raise TargetUnfit(
             f"this is PostgreSQL {version // 10000}", hint="15 is the oldest that is served", code="too_old"
         )
-    return Survey(version, cluster, database, name, kit_version[0] if kit_version else 0, dict(others))
+    present = kit_version[0] if kit_version else 0
+    return Survey(version, cluster, database, name, present, dict(others), tuple(notes))
 
 
 _SURVEY = """\

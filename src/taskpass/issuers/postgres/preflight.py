@@ -20,7 +20,7 @@ from taskpass.core.errors import TargetUnfit
 from taskpass.core.lease import Target
 from taskpass.core.text import visible
 from taskpass.issuers.base import Finding, Severity
-from taskpass.issuers.postgres import kit
+from taskpass.issuers.postgres import kit, managed
 from taskpass.issuers.postgres.catalogue import KIT_SCHEMA, Opening, driver_errors, fetch, public_openings, query
 from taskpass.wire.postgres.address import parse_address
 
@@ -40,6 +40,7 @@ def check(connection: Connection, target: Target, *, thorough: bool = False) -> 
     found = [finding for judge in _JUDGES for finding in judge(facts, target)]
     found += through_pooler(pids, connection.info.backend_pid, target.address)
     found += _fence(connection)
+    found += _managed(connection, target)
     found += _kit(connection, facts["login"]) if facts["kit"] else [_NO_KIT]
     if facts["encoding"] != _NO_ENCODING:
         found += _public(connection, [name for name in facts["kit_schemas"] if name != KIT_SCHEMA])
@@ -223,6 +224,11 @@ def through_pooler(pids: list[int], told: int, address: str) -> list[Finding]:
             "give the server's own host and port (Neon: without -pooler; Supabase: db.<project>.supabase.co:5432)",
         )
     ]
+
+
+def _managed(connection: Connection, target: Target) -> list[Finding]:
+    with driver_errors("looking who runs this server"):
+        return managed.look(connection, target.address)[1]
 
 
 _SESSION_PROXIES = (".neon.tech",)
