@@ -175,6 +175,7 @@ class _Play:
         assert self.plan is not None
         issuer = self.broker.issuer(self.offered.name)
         self.lease, head = intend(self.broker, self.task, self.plan)
+        self.broker.remembered.keep(self.lease, self.task, head)
         if self.plan.reads is None:
             issuer.rehearse(self.lease.role, self._secret, audit_head=head)
             self._activate()

@@ -9,10 +9,11 @@ import pytest
 from taskpass.broker.drill import drill, end_stale_drills, subject_of
 from taskpass.broker.drill_lease import SPONSOR, TOOL
 from taskpass.core.decision import Outcome
-from taskpass.core.errors import Conflict, Denied
+from taskpass.core.errors import Conflict, Denied, StoreUnavailable
 from taskpass.core.lease import LeaseState
 from taskpass.issuers.base import Taken
 from taskpass.testing.broker import DEV, PRODUCTION, STAGING
+from taskpass.testing.fake_drill import FakeDrill
 from taskpass.testing.unkind_issuer import PROOF
 
 STEPS = ["fit", "issue", "control", "open", "revoke", "ended", "clean"]
@@ -181,6 +182,23 @@ def test_a_defect_in_a_client_leaves_nothing_usable(h, monkeypatch):
     with pytest.raises(RuntimeError):
         drill(h.broker, DEV, actor="broker")
     h.settle()
+    assert nothing_left(h, DEV)
+
+
+def test_a_store_that_is_away_in_the_middle_leaves_nothing_usable(h, monkeypatch):
+    opened = FakeDrill.open
+
+    def away(self):
+        kinds = opened(self)
+        h.store.down, h.store.unreadable = "store_unavailable", True
+        return kinds
+
+    monkeypatch.setattr(FakeDrill, "open", away)
+    with pytest.raises(StoreUnavailable):
+        drill(h.broker, DEV, actor="broker")
+    assert h.servers[DEV].usable() == set()
+    h.store.down, h.store.unreadable = "", False
+    h.settle(200)
     assert nothing_left(h, DEV)
 
 
