@@ -6,10 +6,14 @@ import contextlib
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from taskpass.core.errors import NotProven, TargetUnavailable, TargetUnfit, TaskpassError
+from taskpass.core.manifest import keep_all, narrow
+from taskpass.core.scope import VERBS_OF_LEVEL, Level, Scope
 from taskpass.core.secret import Secret
 from taskpass.issuers.postgres import enrol, kit, scram
+from taskpass.issuers.postgres.kit import Writing
 from taskpass.testing import postgres
 from taskpass.testing.postgres import EmbeddedServer, available
 from tests.conftest import Database
@@ -19,6 +23,7 @@ from tests.missing import missing
 pytestmark = pytest.mark.service
 
 PROOF = "AuthenticationOk,28000"
+WRITE = VERBS_OF_LEVEL[Level.WRITE]
 
 
 @pytest.fixture
@@ -159,6 +164,54 @@ def test_a_dropped_login_of_the_broker_is_debt_until_it_is_enrolled_again(broker
         verifier = scram.verifier(broker.password, ENTROPY, iterations=4096)
         broker.install(connection, verifier, kit.Enrolment(broker.installation, verifier, ("shop.*",)))
     assert closed(broker, made).answer == PROOF
+
+
+# ---- names ----
+
+NAME = "a\"b'c;--$do$ \\x %I {} Select \n\U0001f600"
+"""Everything at once that a name can be misread by, for what exists once in a test: database, owner, and the rest."""
+
+
+@pytest.fixture
+def misnamed(server):
+    with server.connect() as admin:
+        admin.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0 STRATEGY file_copy").format(sql.Identifier(NAME)))
+        admin.execute(sql.SQL("CREATE ROLE {} NOLOGIN").format(sql.Identifier(NAME)))
+    place = Database(server, NAME)
+    with server.connect(NAME) as admin:
+        name = sql.Identifier(NAME)
+        admin.execute(sql.SQL("CREATE SCHEMA {0} AUTHORIZATION {0}").format(name))
+        admin.execute(sql.SQL("SET ROLE {0}; CREATE TABLE {0}.{0} (id serial, {0} int)").format(name))
+    broker = Broker(place, tables=("*.*",), exclude=(), writes=(Writing(("*.*",), (), WRITE),), owners=(NAME,))
+    yield broker
+    broker.forget()
+    place.close()
+    with server.connect() as admin:
+        admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(NAME)))
+        admin.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(NAME)))
+
+
+def test_whatever_database_owner_schema_table_column_and_sequence_are_called_they_are_only_names(misnamed):
+    broker, place = misnamed, misnamed.database
+    with place.server.connect(NAME) as admin:
+        admin.execute(kit.upgrade_sql().encode())
+    assert kit.lacking(broker.connect()) == []
+    scope = Scope("shop", "write", Level.WRITE, ("*.*",))
+    made = broker.live(scope=scope, manifest=keep(broker.issuer.resolve(scope)))
+    agent, name = broker.enter(made), sql.Identifier(NAME)
+    assert agent.execute(sql.SQL("INSERT INTO {0}.{0} ({0}) VALUES (7) RETURNING id").format(name)).fetchone() == (1,)
+    assert changed(broker) == {}
+    taken = broker.issuer.close(made.role, audit_head="")
+    assert (taken.answer, taken.ended) == (PROOF, 1)
+    assert broker.issuer.clean(made.role)
+    broker.issuer.close_connections()
+    with place.server.connect(NAME) as admin:
+        admin.execute(kit.uninstall_sql().encode())
+        assert admin.execute("SELECT 1 FROM pg_namespace WHERE nspname = 'taskpass'").fetchone() is None
+
+
+def keep(manifest):
+    return narrow(manifest, keep_all(manifest))
 
 
 # ---- a ceiling lowered under live leases ----

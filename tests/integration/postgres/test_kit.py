@@ -544,21 +544,28 @@ def test_two_installations_in_one_database_do_not_touch_each_other(enrol, shop):
     theirs.issuer.enable(lease.role, lifetime=60, audit_head="")
 
 
-def test_eight_issuers_at_once_never_fail(broker, shop):
+def test_eight_issuers_at_once_never_fail(enrol, shop):
+    """60 on each version, 240 in all. Without the gate (a table that the kit alone may lock, see ADR 0003: an advisory
+    lock would be anybody's to take) and the repetition of what only met another one, almost half of them failed.
+    """
+    broker = enrol(most_live=100)
     shop.execute(*(f"CREATE TABLE shop.t{n} (a int, b int)" for n in range(20)))
-    orders = [broker.order() for _ in range(16)]
+    orders = [broker.order() for _ in range(60)]
 
-    def whole(made):
+    def whole(numbered):
+        number, made = numbered
         broker.issuer.create(made.order)
         broker.issuer.enable(made.role, lifetime=60, audit_head="")
         found = broker.issuer.rights(made.role)
-        broker.issuer.close(made.role, audit_head="")
-        return found, broker.issuer.clean(made.role)
+        if number % 4 == 0:
+            broker.issuer.close(made.role, audit_head="")
+            assert broker.issuer.clean(made.role)
+        return found
 
     with ThreadPoolExecutor(max_workers=8) as pool:
-        results = list(pool.map(whole, orders))
+        results = list(pool.map(whole, enumerate(orders)))
     wanted = {item.oid: frozenset(c.number for c in item.columns) for item in orders[0].order.manifest.objects}
-    assert results == [(wanted, True)] * 16
+    assert results == [wanted] * 60
 
 
 def test_a_narrowed_manifest_is_granted_alone(broker, shop):

@@ -10,6 +10,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from taskpass.core.scope import VERBS_OF_LEVEL, Level, Scope
 from taskpass.issuers.base import Severity
 from taskpass.issuers.postgres import kit, scram
 from taskpass.testing.postgres import program as newest
@@ -256,9 +257,11 @@ def test_uninstalling_leaves_no_trace_in_the_database_or_the_cluster(enrol, shop
             assert in_use == (0,), "another database of this server still uses the kit"
             admin.execute("DROP OWNED BY taskpass_kit")  # the right to set a parameter is the whole cluster's
             admin.execute("DROP ROLE taskpass_kit")
+    owner = shop.role("owner")
     before = traces(shop)
-    broker = enrol()
-    made = broker.live(), broker.live()
+    verbs = VERBS_OF_LEVEL[Level.WRITE]
+    broker = enrol(writes=(kit.Writing(("shop.*",), ("shop.hidden",), verbs),), owners=(owner,))
+    made = broker.live(), broker.live(scope=Scope("shop", "write", Level.WRITE, ("shop.orders",)))
     for each in made:
         broker.enter(each).close()
         broker.issuer.close(each.role, audit_head="")
