@@ -8,6 +8,7 @@ from taskpass.cli import installation
 from taskpass.cli.entry import main
 from taskpass.config.load import load
 from taskpass.core.errors import ConfigInvalid, TaskpassError
+from taskpass.issuers.postgres import kit
 from taskpass.issuers.postgres.enrol import read_login
 
 CANARY = "c4n4ry-p4ssw0rd"
@@ -156,3 +157,17 @@ def test_the_script_for_a_dba_needs_no_database_and_holds_no_password(place, cap
 def test_options_that_do_not_go_together_leave_nothing(place, words):
     assert init(place, "--postgres", *words) == 2
     assert list(place.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize(("option", "script"), [("--upgrade", kit.upgrade_sql), ("--uninstall", kit.uninstall_sql)])
+def test_a_script_for_the_dba_needs_no_directory_and_makes_none(place, capfd, option, script):
+    assert main(["init", "--directory", str(place), "--print-sql", option]) == 0
+    assert capfd.readouterr().out.strip() == script().strip()
+    assert not place.exists()
+
+
+@pytest.mark.parametrize("words", [["--upgrade"], ["--uninstall"], ["--print-sql", "--upgrade", "--uninstall"]])
+def test_a_script_for_the_dba_is_only_printed_and_one_at_a_time(place, capfd, words):
+    assert main(["init", "--directory", str(place), *words]) == 2
+    assert "[usage]" in capfd.readouterr().err
+    assert not place.exists()
