@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -16,7 +19,7 @@ from taskpass.core.errors import Conflict, StoreUnavailable
 from taskpass.core.secret import Secret
 from taskpass.keys.ed25519 import PublicKeys
 from taskpass.server.changed import Changed
-from taskpass.store import listen, postgres_rules
+from taskpass.store import listen, patience, postgres, postgres_rules
 from taskpass.store.open import Access, Create
 from taskpass.store.rules import GUARDED
 from taskpass.store.tables import metadata
@@ -269,6 +272,31 @@ def test_a_server_that_is_down_is_said_at_start_and_in_the_middle_and_forgotten_
     own.server.stop()
     own.server.start()
     assert append(store).seq == 3, "no unit of work is lost to connections that died in the pool"
+
+
+def test_a_server_that_freezes_is_given_up_in_bounded_time_and_not_asked_again_at_once(own, monkeypatch):
+    monkeypatch.setattr(patience, "UNIT_SECONDS", 1.0)
+    monkeypatch.setattr(postgres, "CONNECT_SECONDS", 2)
+    store = own.open()
+    append(store)
+    pids = _processes(own.server.pid)
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        assert code_of(lambda: append(store)) == "store_down"
+        assert code_of(lambda: own.open(timeout=1)) == "store_down"
+        code_of(lambda: append(store))
+        started = time.monotonic()
+        for _ in range(50):
+            assert code_of(lambda: append(store)) == "store_down"
+        assert time.monotonic() - started < 5
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def _processes(parent):
+    return [parent, *map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())]
 
 
 def test_a_server_without_a_connection_left_says_so(own):

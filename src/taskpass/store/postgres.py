@@ -25,12 +25,13 @@ from taskpass.config.credentials import Credential
 from taskpass.core.errors import ConfigInvalid, StoreUnavailable, TaskpassError
 from taskpass.store import postgres_errors, postgres_rules
 from taskpass.store.listen import Listener
+from taskpass.store.patience import Patience
 from taskpass.store.postgres_rules import SCHEMA
 from taskpass.wire.postgres.address import Address
 
 OLDEST = 15
 WAIT_SECONDS = 5.0
-CONNECT_SECONDS = 5
+CONNECT_SECONDS = 3
 POOL = 24
 """Connections of one broker: readers, one writer, and those who wait for the disk."""
 
@@ -98,7 +99,8 @@ class PostgresDatabase:
     ) -> None:
         host = f"[{address.host}]" if ":" in address.host else address.host
         self.place = f"postgresql://{host}:{address.port}/{address.database}"
-        self._open = partial(_connect, address, credential, authority, timeout, reading)
+        self._connect = partial(_connect, address, credential, authority, timeout, reading)
+        self._patience = Patience()
         self._listener: Listener | None = None
         self.engine = create_engine(
             "postgresql+psycopg://",
@@ -112,6 +114,12 @@ class PostgresDatabase:
         )
         self._writing = self.engine.execution_options(**{_WRITES: True})
         event.listen(self.engine, "begin", _begin)
+        self._patience.attach(self.engine)
+
+    def _open(self) -> psycopg.Connection[Any]:
+        if self._patience.resting():
+            raise postgres_errors.unavailable("store_down")
+        return self._patience.connecting(self._connect)
 
     def meaning(self, error: Exception) -> TaskpassError:
         return postgres_errors.meaning(error)
@@ -128,7 +136,8 @@ class PostgresDatabase:
                 _demand_usable(connection, create=create)
             except psycopg.Error as error:
                 raise self.meaning(error) from None
-            yield
+            with self._patience.suspended():
+                yield
         finally:
             connection.close()
 
@@ -169,6 +178,7 @@ class PostgresDatabase:
     def close(self) -> None:
         if self._listener is not None:
             self._listener.stop()
+        self._patience.stop()
         self.engine.dispose()
 
 
@@ -249,7 +259,7 @@ def _connect(
         keepalives_idle=10,
         keepalives_interval=5,
         keepalives_count=3,
-        tcp_user_timeout=15000,
+        tcp_user_timeout=5000,
         gssencmode="disable",
         passfile="/dev/null",
         sslmode="verify-full" if authority else "disable",
