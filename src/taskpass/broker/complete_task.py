@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
 from taskpass.broker.context import Broker
 from taskpass.broker.take_back import as_it_stands, close_lease, is_unproven, take_back
+from taskpass.broker.take_back_many import MANY, close_many, take_back_many
 from taskpass.core.audit import Event
 from taskpass.core.clock import Instant
 from taskpass.core.errors import StoreUnavailable
@@ -16,6 +18,7 @@ from taskpass.core.ids import LeaseId, TaskId
 from taskpass.core.lease import UNENDED, Lease
 from taskpass.core.request import RequestEvent, RequestState
 from taskpass.core.task import Task, TaskEvent, TaskState
+from taskpass.issuers.base import BULK
 from taskpass.store.base import Unit
 
 CLOSERS = 8
@@ -115,7 +118,7 @@ def end_leases(
     broker: Broker, lease_ids: list[LeaseId], *, reason: str, actor: str, writable: bool = True
 ) -> list[Lease]:
     """Take back and close side by side; the leases as they stand afterwards. ``writable`` as in ``take_back``."""
-    take_back(broker, lease_ids, reason=reason, actor=actor, writable=writable)
+    take_back_many(broker, lease_ids, reason=reason, actor=actor, writable=writable)
     return close_all(broker, lease_ids)
 
 
@@ -128,10 +131,29 @@ def close_all(broker: Broker, lease_ids: list[LeaseId]) -> list[Lease]:
     leases = [as_it_stands(broker, lease_id) for lease_id in lease_ids]
     if not leases:
         return []
+    if len(leases) >= MANY:
+        with contextlib.suppress(StoreUnavailable):
+            _close_in_bulks(broker, leases)
+            return [as_it_stands(broker, lease_id) for lease_id in lease_ids]
     away: set[str] = set()
     with ThreadPoolExecutor(max_workers=min(CLOSERS, len(leases)), thread_name_prefix="close") as pool:
         list(pool.map(partial(_close_unless_away, broker, away), leases))
     return [as_it_stands(broker, lease_id) for lease_id in lease_ids]
+
+
+def _close_in_bulks(broker: Broker, leases: list[Lease]) -> None:
+    """Targets side by side, the bulks of one target in turn. What a bulk leaves is closed by the sweeper."""
+    targets: dict[str, list[LeaseId]] = {}
+    for lease in leases:
+        targets.setdefault(lease.target.address, []).append(lease.id)
+
+    def close(mine: list[LeaseId]) -> None:
+        for start in range(0, len(mine), BULK):
+            if not close_many(broker, mine[start : start + BULK]):
+                return
+
+    with ThreadPoolExecutor(max_workers=min(CLOSERS, len(targets)), thread_name_prefix="close") as pool:
+        list(pool.map(close, targets.values()))
 
 
 def _close_unless_away(broker: Broker, away: set[str], lease: Lease) -> None:

@@ -19,7 +19,7 @@ from taskpass.broker.take_back import close_lease, take_back
 from taskpass.core.approval import Tally
 from taskpass.core.audit import Event
 from taskpass.core.bearer import Bearer
-from taskpass.core.clock import Instant, after, seconds_between
+from taskpass.core.clock import SECOND, Instant, after, seconds_between
 from taskpass.core.decision import Decision, Delivery, Outcome, as_asked
 from taskpass.core.errors import (
     Conflict,
@@ -374,6 +374,7 @@ def _endpoint_order(broker: Broker, caller: Caller, run: Run | None, lease: Leas
         run=run.id if run else None,
         secret=secret,
         ca=lease.target.tls.get("ca"),
+        seconds=max(0, lease.expires_at - broker.clock.now()) / SECOND,
     )
 
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from taskpass.broker.context import Broker
 from taskpass.broker.failover import end_lost, live_on, note_standing, recall
-from taskpass.broker.take_back import WRITTEN_OFF, is_usable, take_back
+from taskpass.broker.take_back import WRITTEN_OFF, is_usable
+from taskpass.broker.take_back_many import take_back_many
 from taskpass.core.audit import ADOPTED, Event
 from taskpass.core.errors import Conflict, NotFound, StoreUnavailable, TaskpassError
 from taskpass.core.ids import RoleName
@@ -51,7 +52,7 @@ def take_back_unserved(broker: Broker) -> int:
         left = [lease.id for lease, _ in broker.remembered.all() if is_usable(lease)]
         if not left:
             raise
-    return len(take_back(broker, left, reason="broker_restarted", actor="broker"))
+    return len(take_back_many(broker, left, reason="broker_restarted", actor="broker"))
 
 
 def reconcile(broker: Broker) -> Reconciled:

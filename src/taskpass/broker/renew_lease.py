@@ -122,6 +122,7 @@ def _extend(broker: Broker, lease: Lease, request: AccessRequest, grant: Grant, 
     if left < 1:
         return False
     broker.issuer_of(lease.target).enable(lease.role, lifetime=left, audit_head=f"{record.seq}:{record.hash}")
+    broker.endpoints.extend(lease.id, left)
     with broker.store.write() as unit:
         unit.leases.note(lease.id, last_error="")
     return True

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import TypeVar
 
 from taskpass.broker.context import Broker
 from taskpass.broker.late import CLOSED, CLOSING, LateEntry
@@ -36,6 +37,8 @@ BACKOFF_CAP = 60
 WRITTEN_OFF = "target gone, not proven"
 
 REFUSED_WORDS = "access of this coding task has ended"
+
+T = TypeVar("T")
 
 
 def take_back(
@@ -74,13 +77,14 @@ def _begin(broker: Broker, lease_id: LeaseId, reason: str, actor: str, *, writab
         return None, writable
     if writable:
         try:
-            return _with_reserve(broker, lambda: _record_begin(broker, lease_id, reason, actor)), True
+            return with_reserve(broker, lambda: _record_begin(broker, lease_id, reason, actor)), True
         except StoreUnavailable:
             pass
     return _begin_unrecorded(broker, lease_id, reason, actor), False
 
 
-def _with_reserve(broker: Broker, attempt: Callable[[], Lease | None]) -> Lease | None:
+def with_reserve(broker: Broker, attempt: Callable[[], T]) -> T:
+    """``attempt``, once more with the space kept for this if the disk is full."""
     try:
         return attempt()
     except StoreUnavailable as error:
@@ -168,7 +172,7 @@ def _close(broker: Broker, lease_id: LeaseId) -> Taken | None:
     except Exception as error:  # noqa: BLE001 - a defect in one issuer must pace and show like any other failure.
         _note_unproven(broker, lease, Internal(f"a defect while closing: {type(error).__name__}"))
         return None
-    _confirm(broker, lease, proof)
+    confirm(broker, lease, proof)
     return proof
 
 
@@ -186,14 +190,21 @@ def as_it_stands(broker: Broker, lease_id: LeaseId) -> Lease:
     return replace(lease, state=LeaseState.CLOSED) if closed else lease
 
 
+def backoff(attempts: int) -> int:
+    """Seconds until the next attempt after so many failed ones."""
+    return min(BACKOFF_CAP, 2 ** min(attempts - 1, 6))
+
+
 def _note_unproven(broker: Broker, lease: Lease, error: TaskpassError) -> None:
     attempts = lease.attempts + 1
-    wait = min(BACKOFF_CAP, 2 ** min(attempts - 1, 6))
     try:
         with broker.store.write() as unit:
             now = broker.now(unit)
             unit.leases.note(
-                lease.id, attempts=attempts, retry_at=after(now, wait), last_error=f"{error.code}: {error.message}"
+                lease.id,
+                attempts=attempts,
+                retry_at=after(now, backoff(attempts)),
+                last_error=f"{error.code}: {error.message}",
             )
             if attempts == 1:
                 unit.audit.append(
@@ -209,12 +220,13 @@ def _note_unproven(broker: Broker, lease: Lease, error: TaskpassError) -> None:
         return
 
 
-def _confirm(broker: Broker, lease: Lease, proof: Taken) -> None:
+def confirm(broker: Broker, lease: Lease, proof: Taken) -> None:
+    """Record the proof, now or late."""
     if broker.late.is_closing(lease.id):
         broker.late.add(LateEntry(lease.id, lease.reason, _closed_event(lease, proof), broker.clock.now()))
         return
     try:
-        _with_reserve(broker, lambda: _record_closed(broker, lease.id, proof))
+        with_reserve(broker, lambda: _record_closed(broker, lease.id, proof))
         broker.remembered.forget(lease.id)
     except StoreUnavailable:
         broker.late.add(LateEntry(lease.id, lease.reason, _closed_event(lease, proof), broker.clock.now()))

@@ -5,12 +5,14 @@ Contract
       endpoint.
     * ``close`` refuses new connections at once, tells each connected client why in its own protocol, and returns
       when no stream is left. It is idempotent, and it must work while nothing else does.
+    * The endpoint refuses and ends its streams by itself when the lease's ``seconds`` are over, whatever else works.
     * Only peers of the lease's own run (or, outside any run, of its uid) are served.
     * Methods may be called from any thread.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -24,7 +26,7 @@ class EndpointOrder:
     """What to serve: a Unix socket in ``directory`` (owned by ``uid``) that leads to ``target`` as ``role``.
 
     ``namespace`` restricts peers to that pid namespace (``<boot id>/<inode>``) and its descendants; empty restricts to
-    ``uid`` alone.
+    ``uid`` alone. ``seconds`` from now until the lease ends, by a clock that nobody sets; None for no end of its own.
     """
 
     lease: LeaseId
@@ -36,6 +38,7 @@ class EndpointOrder:
     run: RunId | None
     secret: Secret = field(repr=False)
     ca: str | None = None
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,14 @@ class Endpoint:
 
 class Endpoints(Protocol):
     def open(self, order: EndpointOrder) -> Endpoint: ...
+
+    def extend(self, lease: LeaseId, seconds: float) -> None:
+        """The lease now ends in ``seconds``; nothing happens if there is no such endpoint."""
+        ...
+
+    def close_many(self, leases: Sequence[LeaseId], *, message: str) -> None:
+        """``close`` for each of them, side by side."""
+        ...
 
     def close(self, lease: LeaseId, *, message: str) -> int:
         """End the endpoint and its streams; the number of client connections that were open."""

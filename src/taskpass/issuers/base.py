@@ -15,7 +15,7 @@ Contract
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
@@ -23,6 +23,7 @@ from typing import Protocol
 from taskpass.core.aftermath import Ran
 from taskpass.core.clock import Instant
 from taskpass.core.decision import Delivery
+from taskpass.core.errors import TaskpassError
 from taskpass.core.ids import InstallationId, LeaseId, RoleName
 from taskpass.core.lease import Target
 from taskpass.core.limits import Enforced, Limits
@@ -31,6 +32,12 @@ from taskpass.core.scope import Level, Scope
 from taskpass.core.script import Script
 from taskpass.core.secret import Secret
 from taskpass.core.widening import Snapshot
+
+BULK = 1000
+"""Leases that are closed or cleaned in one transaction of a target at most."""
+
+CLOSE_ALONE = "close_alone"
+"""Code of ``NotProven`` for what a bulk leaves to the closing of one; nothing is wrong with it yet."""
 
 
 class RevocationSpeed(StrEnum):
@@ -318,6 +325,21 @@ class Issuer(Protocol):
         """Remove what is left. False if something still blocks it (to be retried); True if nothing is left."""
         ...
 
+    def close_many(self, roles: Sequence[RoleName], *, audit_head: str) -> dict[RoleName, Taken | TaskpassError]:
+        """``close`` for many at once: a proof, or what keeps it from one, for each. At most ``BULK`` of them.
+
+        ``NotProven`` with code ``close_alone`` means that it takes ``close``. Raises what concerns all of them.
+        """
+        ...
+
+    def sweep_many(self, roles: Sequence[RoleName]) -> dict[RoleName, int]:
+        """``sweep`` for many at once; only those of which sessions were found."""
+        ...
+
+    def clean_many(self, roles: Sequence[RoleName]) -> set[RoleName]:
+        """``clean`` for many at once; those of which nothing is left. The others take ``clean``."""
+        ...
+
     def inventory(self) -> Inventory: ...
 
     def set_epoch(self, epoch: int) -> None:
@@ -327,6 +349,17 @@ class Issuer(Protocol):
     def close_connections(self) -> None:
         """Give back pooled connections; the issuer stays usable."""
         ...
+
+
+def close_each(issuer: Issuer, roles: Sequence[RoleName], audit_head: str) -> dict[RoleName, Taken | TaskpassError]:
+    """``close_many`` of an issuer that has nothing faster."""
+    found: dict[RoleName, Taken | TaskpassError] = {}
+    for role in roles:
+        try:
+            found[role] = issuer.close(role, audit_head=audit_head)
+        except TaskpassError as error:
+            found[role] = error
+    return found
 
 
 @dataclass(frozen=True, slots=True)

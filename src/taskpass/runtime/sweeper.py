@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,10 +26,12 @@ from taskpass.broker.renew_lease import end_wider_leases, renew_leases
 from taskpass.broker.request_access import lapse_requests
 from taskpass.broker.runs import end_run
 from taskpass.broker.take_back import BACKOFF_CAP, WRITTEN_OFF, clean_lease, close_lease, record_late
+from taskpass.broker.take_back_many import MANY, clean_many, close_many
 from taskpass.core.errors import StoreUnavailable, TaskpassError
 from taskpass.core.guard import effective_now
 from taskpass.core.ids import LeaseId
 from taskpass.core.lease import Lease, LeaseState
+from taskpass.issuers.base import BULK, CLOSE_ALONE
 from taskpass.runtime.fitness import TargetFitness
 from taskpass.runtime.system import monotonic
 
@@ -49,6 +52,9 @@ WATCHERS = 4
 CLOSERS = 32
 PER_TARGET = 8
 """Closes of one target side by side: one that does not answer leaves threads to the others."""
+BULKS = 2
+"""Bulks of one target side by side: while one waits for the target's answers, the next one is recorded."""
+_IN_BULK = ""
 CLEANERS = 4
 APART = 10
 """As many as there are jobs that may wait."""
@@ -93,6 +99,8 @@ class Sweeper:
         self._wake = threading.Event()
         self._stopping = False
         self._busy: dict[LeaseId, str] = {}
+        self._bulks: Counter[str] = Counter()
+        self._clean_alone: set[LeaseId] = set()
         self._busy_lock = threading.Lock()
         self._closers = executor(CLOSERS, "closer")
         self._cleaners = executor(CLEANERS, "cleaner")
@@ -219,9 +227,43 @@ class Sweeper:
                 paced = unit.leases.list(states=[LeaseState.CLOSING])
             else:
                 paced = []
-                for lease in unit.leases.due(now, limit=DUE):
-                    self._submit(self._closers, lease, self._close)
+                for resource, waiting in unit.leases.due_by_resource(now).items():
+                    many = waiting >= MANY
+                    if many:
+                        self._close_in_bulks(resource, unit.leases.due_ids(now, resource=resource, alone=CLOSE_ALONE))
+                    alone = CLOSE_ALONE if many else ""
+                    for lease in unit.leases.due(now, resource=resource, alone=alone, limit=DUE):
+                        self._submit(self._closers, lease, self._close)
             return paced + [unit.leases.get(lease_id) for lease_id in self._broker.late.unclosed()]
+
+    def _close_in_bulks(self, resource: str, due: list[LeaseId]) -> None:
+        """As many bulks as one target may have at a time; what is left waits for the tick that each of them wakes."""
+        with self._busy_lock:
+            waiting = [lease_id for lease_id in due if lease_id not in self._busy]
+        for start in range(0, len(waiting), BULK):
+            if not self._submit_bulk(self._closers, f"close/{resource}", waiting[start : start + BULK], close_many):
+                return
+
+    def _submit_bulk(
+        self, pool: Executor, name: str, leases: list[LeaseId], work: Callable[[Broker, list[LeaseId]], object]
+    ) -> bool:
+        with self._busy_lock:
+            if self._bulks[name] >= BULKS:
+                return False
+            self._bulks[name] += 1
+            self._busy.update(dict.fromkeys(leases, _IN_BULK))
+        pool.submit(self._work_on_bulk, name, leases, work)
+        return True
+
+    def _work_on_bulk(self, name: str, leases: list[LeaseId], work: Callable[[Broker, list[LeaseId]], object]) -> None:
+        try:
+            _quiet(work, self._broker, leases)
+        finally:
+            with self._busy_lock:
+                self._bulks[name] -= 1
+                for lease_id in leases:
+                    self._busy.pop(lease_id, None)
+            self._wake.set()
 
     def _close(self, lease: Lease) -> None:
         close_lease(self._broker, lease.id)
@@ -229,13 +271,31 @@ class Sweeper:
     def _clean_due(self) -> None:
         now = self._monotonic()
         with self._broker.store.read() as unit:
-            closed = unit.leases.list(states=[LeaseState.CLOSED])
-        closed = [lease for lease in closed if lease.proof.get("answer") != WRITTEN_OFF]
-        known = self._clean_after
-        self._clean_after = {lease.id: known.get(lease.id, now + LATE_SWEEP) for lease in closed}
-        for lease in closed:
-            if now >= self._clean_after[lease.id] and self._submit(self._cleaners, lease, self._clean):
-                self._clean_after[lease.id] = now + CLEAN_RETRY
+            closed = unit.leases.closed_ids(but=WRITTEN_OFF)
+            known = self._clean_after
+            self._clean_after = {lease_id: known.get(lease_id, now + LATE_SWEEP) for lease_id, _ in closed}
+            self._clean_alone &= self._clean_after.keys()
+            due: dict[str, list[LeaseId]] = {}
+            for lease_id, resource in closed:
+                if now >= self._clean_after[lease_id]:
+                    due.setdefault(resource, []).append(lease_id)
+            for resource, ready in due.items():
+                bulk = [x for x in ready if x not in self._clean_alone] if len(ready) >= MANY else []
+                self._clean_in_bulks(resource, bulk)
+                for lease in unit.leases.get_many([x for x in ready if x not in bulk][:DUE]):
+                    if self._submit(self._cleaners, lease, self._clean):
+                        self._clean_after[lease.id] = now + CLEAN_RETRY
+
+    def _clean_in_bulks(self, resource: str, ready: list[LeaseId]) -> None:
+        with self._busy_lock:
+            ready = [lease_id for lease_id in ready if lease_id not in self._busy][:BULK]
+        if ready:
+            self._submit_bulk(self._cleaners, f"clean/{resource}", ready, self._clean_bulk)
+
+    def _clean_bulk(self, broker: Broker, leases: list[LeaseId]) -> None:
+        """What a bulk does not clean is cleaned one at a time from then on, and so is a bulk that failed."""
+        self._clean_alone.update(leases)
+        self._clean_alone.difference_update(set(leases) - set(clean_many(broker, leases)))
 
     def _clean(self, lease: Lease) -> None:
         clean_lease(self._broker, lease.id)

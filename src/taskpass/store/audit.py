@@ -6,7 +6,7 @@ Not for: verifying (``taskpass.audit.verify``) and linking (``taskpass.audit.cha
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from sqlalchemy import bindparam, insert, select
@@ -52,7 +52,7 @@ class SqlAudit:
         self.newest: Record | None = None
         """The last record appended in this unit of work."""
 
-    def append(self, event: Event, at: Instant, *, above: int = 0) -> Record:
+    def append(self, event: Event, at: Instant, *, above: int = 0, about: Iterable[str] = ()) -> Record:
         if self._signer is None:
             raise Internal("a reading unit of work was asked to write")
         # The write lock is held since the unit began, so nobody else can extend this head.
@@ -61,7 +61,7 @@ class SqlAudit:
         record = extend(head, event, installation=self._installation(), at=at, signer=self._signer)
         row = {"seq": record.seq, "body": record.body, "prev": record.prev, "hash": record.hash}
         self._session.change(_INSERT, {**row, "signature": record.signature, "key": record.key})
-        subjects = sorted({subject for subject in event.subject.values() if subject})
+        subjects = sorted({subject for subject in (*event.subject.values(), *about) if subject})
         if subjects:
             self._session.change(_INSERT_SUBJECT, [{"subject": name, "seq": record.seq} for name in subjects])
         self.newest = record

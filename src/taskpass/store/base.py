@@ -18,7 +18,7 @@ Contract
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -174,6 +174,25 @@ class Leases(Protocol):
         """Apply ``event`` and set the fields in ``changes`` (of ``Lease``) in the same step."""
         ...
 
+    def get_many(self, lease_ids: Sequence[LeaseId]) -> list[Lease]:
+        """Those of ``lease_ids`` that exist, in no order."""
+        ...
+
+    def advance_many(
+        self,
+        lease_ids: Sequence[LeaseId],
+        event: LeaseEvent,
+        at: Instant,
+        *,
+        proofs: Mapping[LeaseId, Mapping[str, object]] | None = None,
+        **changes: Any,
+    ) -> list[LeaseId]:
+        """``advance`` for every lease that ``event`` is legal for; those that moved. At most 1,000.
+
+        ``changes`` are the same for all of them; ``proofs`` has one for each, where ``event`` needs it.
+        """
+        ...
+
     def note(self, lease_id: LeaseId, **changes: Any) -> Lease:
         """Set bookkeeping fields (``attempts``, ``retry_at``, ``last_error``, ``incidents``) without a transition."""
         ...
@@ -191,8 +210,23 @@ class Leases(Protocol):
         """Intended and active leases whose ``expires_at`` has come."""
         ...
 
-    def due(self, now: Instant, *, limit: int = 100) -> list[Lease]:
-        """Closing leases whose ``retry_at`` is unset or has come, oldest first."""
+    def due(self, now: Instant, *, resource: str | None = None, alone: str = "", limit: int = 100) -> list[Lease]:
+        """Closing leases whose ``retry_at`` is unset or has come, oldest first.
+
+        With ``alone`` only those whose last error begins with it.
+        """
+        ...
+
+    def due_by_resource(self, now: Instant) -> dict[str, int]:
+        """How many are due for each resource: what waits for one must not hide another's."""
+        ...
+
+    def due_ids(self, now: Instant, *, resource: str, alone: str) -> list[LeaseId]:
+        """The due leases of a resource whose last error does not begin with ``alone``, oldest first."""
+        ...
+
+    def closed_ids(self, *, but: str) -> list[tuple[LeaseId, str]]:
+        """Id and resource of every closed lease whose proof does not hold the text ``but``."""
         ...
 
     def count_live(
@@ -241,10 +275,11 @@ class Scripts(Protocol):
 
 
 class Audit(Protocol):
-    def append(self, event: Event, at: Instant, *, above: int = 0) -> Record:
+    def append(self, event: Event, at: Instant, *, above: int = 0, about: Iterable[str] = ()) -> Record:
         """Chain, sign and insert ``event``; durable with the unit of work.
 
         ``above`` leaves out the numbers up to it: for ``core.audit.ADOPTED`` only, and the database holds to that.
+        ``about`` are further ids that ``about()`` finds it under; they must stand in its data.
         """
         ...
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any, Literal
 
-from sqlalchemy import Select, bindparam, func, or_, select, update
+from sqlalchemy import ColumnElement, Select, bindparam, func, or_, select, update
 
 from taskpass.core.clock import Instant
 from taskpass.core.errors import IllegalTransition, InvalidInput, NotFound
@@ -23,6 +23,7 @@ Aggregate = Literal["count", "soonest end"]
 _NOTES = frozenset({"attempts", "retry_at", "last_error", "incidents"})
 _CHANGES = _NOTES | {"expires_at", "renewals", "reason", "closing_at", "closed_at", "proof"}
 _ENTERED = {LeaseState.CLOSING: "closing_at", LeaseState.CLOSED: "closed_at"}
+_AT_ONCE = 500
 _EXPIRING = (LeaseState.INTENDED.value, LeaseState.ACTIVE.value)
 
 
@@ -71,6 +72,34 @@ class SqlLeases:
         state = rows.advance(self._session, leases, lease_id, lease.state, LEASE_TABLE, event, written, "lease")
         return replace(lease, state=state, **changes)
 
+    def get_many(self, lease_ids: Sequence[LeaseId]) -> builtins.list[Lease]:
+        found: builtins.list[Lease] = []
+        for start in range(0, len(lease_ids), _AT_ONCE):
+            chosen = leases.c.id.in_(lease_ids[start : start + _AT_ONCE])
+            found += [codec.lease_of(row) for row in self._session.rows(select(leases).where(chosen))]
+        return found
+
+    def advance_many(
+        self,
+        lease_ids: Sequence[LeaseId],
+        event: LeaseEvent,
+        at: Instant,
+        *,
+        proofs: Mapping[LeaseId, Mapping[str, object]] | None = None,
+        **changes: Any,
+    ) -> builtins.list[LeaseId]:
+        rows.allowed(changes, _CHANGES - {"proof"}, "lease")
+        if event is LeaseEvent.WRITE_OFF or (event is LeaseEvent.PROVEN and not proofs):
+            raise InvalidInput("a lease is closed with a proof only")
+        for after, field in _ENTERED.items():
+            if after in {row.get(event) for row in LEASE_TABLE.values()}:
+                changes.setdefault(field, at)
+        each: dict[str, dict[str, Any]] = {
+            lease: {**changes, **({"proof": codec.dump(dict(proofs[lease]))} if proofs else {})} for lease in lease_ids
+        }
+        moved = rows.advance_many(self._session, leases, lease_ids, LEASE_TABLE, event, each, "lease")
+        return [LeaseId(key) for key in moved]
+
     def note(self, lease_id: LeaseId, **changes: Any) -> Lease:
         rows.allowed(changes, _NOTES, "lease")
         if changes and self._session.change(update(leases).where(leases.c.id == lease_id).values(**changes)) != 1:
@@ -98,13 +127,31 @@ class SqlLeases:
         found = self._session.rows(wanted.order_by(leases.c.expires_at, leases.c.id))
         return [codec.lease_of(row) for row in found]
 
-    def due(self, now: Instant, *, limit: int = 100) -> builtins.list[Lease]:
-        wanted = select(leases).where(
-            leases.c.state == LeaseState.CLOSING.value,
-            or_(leases.c.retry_at.is_(None), leases.c.retry_at <= now),
-        )
+    def due(
+        self, now: Instant, *, resource: str | None = None, alone: str = "", limit: int = 100
+    ) -> builtins.list[Lease]:
+        wanted = select(leases).where(*_due(now))
+        if resource is not None:
+            wanted = wanted.where(leases.c.resource == resource)
+        if alone:
+            wanted = wanted.where(leases.c.last_error.startswith(alone, autoescape=True))
         found = self._session.rows(wanted.order_by(leases.c.closing_at, leases.c.id).limit(limit))
         return [codec.lease_of(row) for row in found]
+
+    def due_by_resource(self, now: Instant) -> dict[str, int]:
+        wanted = select(leases.c.resource, func.count().label("n")).where(*_due(now)).group_by(leases.c.resource)
+        return {str(row["resource"]): int(row["n"]) for row in self._session.rows(wanted)}
+
+    def due_ids(self, now: Instant, *, resource: str, alone: str) -> builtins.list[LeaseId]:
+        wanted = select(leases.c.id).where(
+            *_due(now), leases.c.resource == resource, ~leases.c.last_error.startswith(alone, autoescape=True)
+        )
+        return [LeaseId(row["id"]) for row in self._session.rows(wanted.order_by(leases.c.closing_at, leases.c.id))]
+
+    def closed_ids(self, *, but: str) -> builtins.list[tuple[LeaseId, str]]:
+        answered = leases.c.proof.contains(codec.dump(but), autoescape=True)
+        wanted = select(leases.c.id, leases.c.resource).where(leases.c.state == LeaseState.CLOSED.value, ~answered)
+        return [(LeaseId(row["id"]), str(row["resource"])) for row in self._session.rows(wanted)]
 
     def count_live(
         self, *, task: TaskId | None = None, sponsor: HumanId | None = None, resource: str | None = None
@@ -116,3 +163,7 @@ class SqlLeases:
     def next_end(self, *, task: TaskId | None = None, sponsor: HumanId | None = None) -> Instant | None:
         row = self._session.first(*_live("soonest end", task, sponsor, None))
         return row["found"] if row else None
+
+
+def _due(now: Instant) -> tuple[ColumnElement[bool], ...]:
+    return leases.c.state == LeaseState.CLOSING.value, or_(leases.c.retry_at.is_(None), leases.c.retry_at <= now)

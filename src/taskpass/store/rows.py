@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from functools import cache
 from typing import Any, TypeVar, cast
@@ -105,6 +105,41 @@ def advance(
     if session.change(_move(table, tuple(sorted(changes))), values) != 1:
         raise Conflict(f"the {what} changed meanwhile")
     return after
+
+
+def advance_many(
+    session: Session,
+    table: Table,
+    keys: Sequence[str],
+    rules: machine.Table[S, E],
+    event: E,
+    changes: Mapping[str, Mapping[str, Any]],
+    what: str,
+) -> list[str]:
+    """``advance`` for all rows of ``keys`` that ``event`` is legal for; the keys of those that moved.
+
+    ``changes`` names the same fields for every key.
+    """
+    states = type(next(iter(rules)))
+    found = session.rows(_states(table), {"keys": list(keys)})
+    before = {str(row["id"]): states(row["state"]) for row in found}
+    moving = [key for key in keys if key in before and event in rules[before[key]]]
+    if not moving:
+        return []
+    values = [
+        {f"new_{name}": value for name, value in changes[key].items()}
+        | {"new_state": rules[before[key]][event].value, "old_id": key, "old_state": before[key].value}
+        for key in moving
+    ]
+    if session.change(_move(table, tuple(sorted(changes[moving[0]]))), values) != len(moving):
+        raise Conflict(f"a {what} changed meanwhile")
+    return moving
+
+
+@cache
+def _states(table: Table) -> Select[*tuple[Any, ...]]:
+    chosen = table.c.id.in_(bindparam("keys", expanding=True))
+    return select(table.c.id, table.c.state).where(chosen).with_for_update()
 
 
 @cache

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -145,6 +145,14 @@ class FakeEndpoints:
             return 0
         self._note("endpoint.close")
         return 1
+
+    def close_many(self, leases: Sequence[LeaseId], *, message: str) -> None:
+        for lease in leases:
+            self.close(lease, message=message)
+
+    def extend(self, lease: LeaseId, seconds: float) -> None:
+        if lease in self.open_orders:
+            self.open_orders[lease] = replace(self.open_orders[lease], seconds=seconds)
 
     def connections(self, lease: LeaseId) -> int:
         return int(lease in self.open_orders)

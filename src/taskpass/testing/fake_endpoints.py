@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from taskpass.core.errors import Conflict, TaskpassError
 from taskpass.core.ids import LeaseId
@@ -44,6 +45,15 @@ class FakeEndpoints:
                 return 0
             self.ended[lease] = message
             return self._clients.pop(lease, 0)
+
+    def close_many(self, leases: Sequence[LeaseId], *, message: str) -> None:
+        for lease in leases:
+            self.close(lease, message=message)
+
+    def extend(self, lease: LeaseId, seconds: float) -> None:
+        with self._lock:
+            if lease in self.served:
+                self.served[lease] = replace(self.served[lease], seconds=seconds)
 
     def connections(self, lease: LeaseId) -> int:
         with self._lock:

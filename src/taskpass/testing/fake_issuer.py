@@ -8,12 +8,12 @@ Not a simulation of PostgreSQL: rights are lists of columns and nothing is ever 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import RLock
 
 from taskpass.core.clock import Clock, Instant, after
-from taskpass.core.errors import Conflict, InvalidInput, ManifestChanged, NotProven, TargetUnavailable
+from taskpass.core.errors import Conflict, InvalidInput, ManifestChanged, NotProven, TargetUnavailable, TaskpassError
 from taskpass.core.ids import InstallationId, LeaseId, RoleName, lease_of_role
 from taskpass.core.lease import Target
 from taskpass.core.limits import BOUNDS, Enforced
@@ -31,6 +31,7 @@ from taskpass.issuers.base import (
     RevocationSpeed,
     Severity,
     Taken,
+    close_each,
 )
 from taskpass.testing.fake_drill import FakeDrill
 
@@ -251,6 +252,15 @@ class FakeIssuer:
                 return False
             del self._place.accounts[role]
             return True
+
+    def close_many(self, roles: Sequence[RoleName], *, audit_head: str) -> dict[RoleName, Taken | TaskpassError]:
+        return close_each(self, roles, audit_head)
+
+    def sweep_many(self, roles: Sequence[RoleName]) -> dict[RoleName, int]:
+        return {role: found for role in roles if (found := self.sweep(role))}
+
+    def clean_many(self, roles: Sequence[RoleName]) -> set[RoleName]:
+        return {role for role in roles if self.clean(role)}
 
     def inventory(self) -> Inventory:
         self._reach("inventory")

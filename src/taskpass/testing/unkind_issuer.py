@@ -9,12 +9,12 @@ on the target to mend its own races is found out here.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from taskpass.core.clock import SECOND, Clock, Instant
-from taskpass.core.errors import ManifestChanged, NotProven, TargetUnavailable, TargetUnfit
+from taskpass.core.errors import ManifestChanged, NotProven, TargetUnavailable, TargetUnfit, TaskpassError
 from taskpass.core.ids import InstallationId, RoleName, lease_of_role
 from taskpass.core.lease import Target
 from taskpass.core.limits import BOUNDS, Enforced
@@ -33,7 +33,17 @@ from taskpass.core.manifest import (
 )
 from taskpass.core.scope import Level, Scope, Verb
 from taskpass.core.secret import Secret
-from taskpass.issuers.base import Capabilities, Finding, FoundRole, Inventory, Order, Overdue, RevocationSpeed, Taken
+from taskpass.issuers.base import (
+    Capabilities,
+    Finding,
+    FoundRole,
+    Inventory,
+    Order,
+    Overdue,
+    RevocationSpeed,
+    Taken,
+    close_each,
+)
 from taskpass.testing.fake_drill import FakeDrill
 
 PROOF = "AuthenticationOk,28000"
@@ -327,6 +337,15 @@ class UnkindIssuer:
                 return False
             self._server.roles.pop(role, None)
             return True
+
+    def close_many(self, roles: Sequence[RoleName], *, audit_head: str) -> dict[RoleName, Taken | TaskpassError]:
+        return close_each(self, roles, audit_head)
+
+    def sweep_many(self, roles: Sequence[RoleName]) -> dict[RoleName, int]:
+        return {role: found for role in roles if (found := self.sweep(role))}
+
+    def clean_many(self, roles: Sequence[RoleName]) -> set[RoleName]:
+        return {role for role in roles if self.clean(role)}
 
     def inventory(self) -> Inventory:
         with self._server.call("inventory"):

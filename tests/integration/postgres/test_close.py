@@ -210,7 +210,7 @@ def test_a_session_that_was_starting_when_the_login_was_forbidden_is_fenced(brok
 
 def test_without_the_fence_such_a_session_survives(broker, slow_start, monkeypatch):
     made = broker.live()
-    monkeypatch.setattr(close, "_starting", lambda node: set())
+    monkeypatch.setattr(close, "starting", lambda node: set())
     taken, client = race(broker, slow_start, made)
     assert taken.answer == "AuthenticationOk,28000"
     assert client["answer"] == (made.role,)

@@ -37,7 +37,7 @@ def starting(monkeypatch):
 
     def script(*looks):
         left = list(looks)
-        monkeypatch.setattr(close, "_starting", lambda node: set(left.pop(0) if len(left) > 1 else left[0]))
+        monkeypatch.setattr(close, "starting", lambda node: set(left.pop(0) if len(left) > 1 else left[0]))
 
     monkeypatch.setattr(close, "PAUSE", 0)
     return script

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import socket
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from taskpass.core.clock import Entropy
@@ -27,7 +27,10 @@ from taskpass.wire.postgres.messages import error_response
 MAX_SOCKETS = 2 * MAX_CLIENTS
 """Accepted sockets of one lease at a time, those that only cancel or have said nothing yet included."""
 CALL_SECONDS = 10.0
-_REMEMBERED = 10_000
+_REMEMBERED = 50_000
+_SIDE_BY_SIDE = 200
+"""Endpoints that are ended in one turn of the loop."""
+_TIME_OVER = "access of this coding task has run out"
 _ACCEPT_AGAIN_SECONDS = 0.5
 
 CheckPeer = Callable[[socket.socket, EndpointOrder], None]
@@ -59,6 +62,12 @@ class PostgresEndpoints:
     def close(self, lease: LeaseId, *, message: str) -> int:
         return self._call(self._close_here(lease, message))
 
+    def extend(self, lease: LeaseId, seconds: float) -> None:
+        self._call(self._extend_here(lease, seconds))
+
+    def close_many(self, leases: Sequence[LeaseId], *, message: str) -> None:
+        self._call(self._close_many_here(leases, message))
+
     def close_all(self, *, message: str) -> int:
         """For the end of the process: every client is told, and no directory is left behind. Not part of the port."""
         return self._call(self._close_all_here(message))
@@ -78,15 +87,31 @@ class PostgresEndpoints:
         return Endpoint(order.directory, PORT, route.address.database, order.role)
 
     async def _close_here(self, lease: LeaseId, message: str) -> int:
-        self._closed[lease] = None
-        if len(self._closed) > _REMEMBERED:
-            self._closed.popitem(last=False)
+        self._remember(lease)
         listener = self._open.pop(lease, None)
         if listener is None:
             return 0
         ended = await listener.close(message)
         _log.info("endpoint_closed lease=%s connections=%d", lease, ended)
         return ended
+
+    async def _extend_here(self, lease: LeaseId, seconds: float) -> None:
+        if (listener := self._open.get(lease)) is not None:
+            listener.end_in(seconds)
+
+    async def _close_many_here(self, leases: Sequence[LeaseId], message: str) -> None:
+        served = [lease for lease in leases if lease in self._open]
+        for lease in leases:
+            self._remember(lease)
+        for start in range(0, len(served), _SIDE_BY_SIDE):
+            part = served[start : start + _SIDE_BY_SIDE]
+            await asyncio.gather(*(self._close_here(lease, message) for lease in part))
+            await asyncio.sleep(0)  # Others of the loop have their turn.
+
+    def _remember(self, lease: LeaseId) -> None:
+        self._closed[lease] = None
+        if len(self._closed) > _REMEMBERED:
+            self._closed.popitem(last=False)
 
     async def _close_all_here(self, message: str) -> int:
         return sum(await asyncio.gather(*(self._close_here(lease, message) for lease in list(self._open))))
@@ -129,17 +154,43 @@ class _Listener:
         self._order = order
         self._check_peer = check_peer
         self._sessions: dict[Session, asyncio.Task[None]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
         self._service = Service(order, route, entropy, self._sessions.keys())
         self._closed = False
+        self._ends_at: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        if order.seconds is not None:
+            self.end_in(order.seconds)
         self._listen()
 
     @property
     def clients(self) -> int:
         return sum(session.is_client for session in self._sessions)
 
+    def end_in(self, seconds: float) -> None:
+        """Refuse new connections from then on, and end the streams: by this loop's clock, which nobody sets."""
+        self._ends_at = self._loop.time() + seconds
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(self._ends_at, self._time_over)
+
+    @property
+    def is_over(self) -> bool:
+        return self._ends_at is not None and self._loop.time() >= self._ends_at
+
+    def _time_over(self) -> None:
+        """The directory stays for ``close``, which the broker calls when it records the end."""
+        words = HangUp(error_response("57P01", f"terminating connection: {_TIME_OVER}"))
+        for session, task in list(self._sessions.items()):
+            ending = self._loop.create_task(session.end(words, task))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+
     async def close(self, message: str) -> int:
         """New connections are refused before the first stream is cut."""
         self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
         self._loop.remove_reader(self._place.listener)
         self._place.remove()
         count = self.clients
@@ -177,6 +228,8 @@ class _Listener:
         task.add_done_callback(lambda done: self._forget(session, done))
 
     def _refusal(self, connection: socket.socket) -> HangUp | None:
+        if self.is_over:
+            return refuse("57P01", _TIME_OVER)
         if len(self._sessions) >= MAX_SOCKETS:
             return refuse("53300", "too many connections to this endpoint")
         try:

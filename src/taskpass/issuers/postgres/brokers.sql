@@ -7,6 +7,8 @@ BEGIN
         EXECUTE format('GRANT SELECT ON taskpass.ceiling, taskpass.owner, taskpass.kit_version TO %I', login);
         EXECUTE format('GRANT EXECUTE ON FUNCTION taskpass.issue, taskpass.enable, taskpass.close, taskpass.sweep, taskpass.lend,'
                        ' taskpass.bind, taskpass.overdue, taskpass.seal, taskpass.clean, taskpass.tidy, taskpass.seen, taskpass.set_epoch,'
+                       ' taskpass.close_many, taskpass.sweep_many, taskpass.prepared_many, taskpass.fence, taskpass.seal_many,'
+                       ' taskpass.clean_many,'
                        ' taskpass.rehearse, taskpass.version, taskpass.changed, taskpass.issue_owner, taskpass.judge_owner TO %I', login);
     END LOOP;
 END $do$;

@@ -153,7 +153,7 @@ class Closing:
 
     def _empty(self, primary: Connection, node: Connection, address: str) -> None:
         """End listed sessions and the starting ones, until two scans in a row are clean."""
-        pending = _starting(node)
+        pending = starting(node)
         refused: Counter[Starting] = Counter()
         clean = 0
         while True:
@@ -165,7 +165,7 @@ class Closing:
             self._tally.scans[address] = clean
             if clean >= 2:
                 return
-            pending = {each for each in pending & _starting(node) if refused[each] < REFUSALS} if pending else pending
+            pending = {each for each in pending & starting(node) if refused[each] < REFUSALS} if pending else pending
             self._wait("sessions of the account are still open")
 
     def _sweep(self, node: Connection, address: str) -> int:
@@ -349,7 +349,7 @@ SELECT l.pid, l.virtualtransaction FROM pg_locks l LEFT JOIN pg_stat_activity a 
 """
 
 
-def _starting(node: Connection) -> set[Starting]:
+def starting(node: Connection) -> set[Starting]:
     """Sessions that hold a virtual transaction and are not listed under a role yet.
 
     Up to 17 they have no row in pg_stat_activity, from 18 on one without a role. Background processes are among them.

@@ -37,9 +37,11 @@ from taskpass.issuers.base import (
     RevocationSpeed,
     Severity,
     Taken,
+    close_each,
 )
 from taskpass.issuers.postgres import catalogue, kit, migrate, nodes, preflight, rights, scram
 from taskpass.issuers.postgres.close import Closing
+from taskpass.issuers.postgres.close_many import BulkClosing
 from taskpass.issuers.postgres.connection import (
     MET_ANOTHER,
     BrokerLogin,
@@ -348,6 +350,36 @@ class PostgresIssuer:
             with self._closing.use() as connection, driver_errors("removing the account"):
                 row = connection.execute("SELECT cleaned FROM taskpass.clean(%s)", [lease]).fetchone()
                 return row == (True,)
+
+        return _again(once)
+
+    def close_many(self, roles: Sequence[RoleName], *, audit_head: str) -> dict[RoleName, Taken | TaskpassError]:
+        """Servers that follow are swept and probed by themselves, which is done for one at a time only."""
+        if self._target.nodes:
+            return close_each(self, roles, audit_head)
+        leases = {self._own(role): role for role in roles}
+        try:
+            return BulkClosing(self._closing, self._target, self._entropy, leases, audit_head).run()
+        except TargetUnfit as error:
+            if error.code != "kit_missing":
+                raise
+            return close_each(self, roles, audit_head)  # An older kit closes one at a time.
+
+    def sweep_many(self, roles: Sequence[RoleName]) -> dict[RoleName, int]:
+        if self._target.nodes:
+            return {role: found for role in roles if (found := self.sweep(role))}
+        leases = {self._own(role): role for role in roles}
+        with self._closing.use() as connection, driver_errors("ending sessions of many"):
+            query = "SELECT lease, count(*) FROM taskpass.sweep_many(%s) GROUP BY lease"
+            return {leases[lease]: count for lease, count in connection.execute(query, [list(leases)]).fetchall()}
+
+    def clean_many(self, roles: Sequence[RoleName]) -> set[RoleName]:
+        leases = {self._own(role): role for role in roles}
+
+        def once() -> set[RoleName]:
+            with self._closing.use() as connection, driver_errors("removing many accounts"):
+                query = "SELECT lease FROM taskpass.clean_many(%s) AS lease"
+                return {leases[row[0]] for row in connection.execute(query, [list(leases)]).fetchall()}
 
         return _again(once)
 

@@ -999,6 +999,151 @@ BEGIN
     cleaned := true;
 END $kit$;
 
+-- ------------------------------------------------------------------------------------------ the same for many at once
+-- For thousands of leases that end together. Each does for every lease of a list what the routine for one does, in one
+-- transaction; a lease that needs more than that is left as it is, for the routine for one.
+
+-- The leases of a list with their roles, if there are any; refuses a list that is malformed or too long.
+CREATE OR REPLACE FUNCTION taskpass.roles_of(leases text[]) RETURNS TABLE (lease text, role oid, name name, can_login boolean)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $kit$
+DECLARE
+    prefix text := 'tp_' || taskpass.caller() || '_';
+BEGIN
+    IF coalesce(cardinality(leases), 0) NOT BETWEEN 1 AND 5000 OR EXISTS (SELECT FROM unnest(leases) AS g(lease)
+            WHERE g.lease IS NULL OR g.lease !~ '^lse_[0-7][0-9a-hjkmnp-tv-z]{25}$') THEN
+        RAISE EXCEPTION 'taskpass: not a list of 1 to 5000 lease ids' USING ERRCODE = 'TP001';
+    END IF;
+    RETURN QUERY SELECT g.lease, r.oid, r.rolname, r.rolcanlogin FROM (SELECT DISTINCT unnest(leases)) AS g(lease)
+        LEFT JOIN pg_roles r ON r.rolname = (prefix || substr(g.lease, 5))::name ORDER BY g.lease;
+END $kit$;
+
+-- As close. One password serves for all of them: only the closing broker knows it, and none of them may log in.
+CREATE OR REPLACE FUNCTION taskpass.close_many(leases text[], verifier text, head text)
+RETURNS TABLE (lease text, role oid, busy boolean)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '20ms'
+SET timezone = 'UTC' SET datestyle = 'ISO' AS $kit$
+DECLARE
+    me text := taskpass.caller();
+    until timestamptz := clock_timestamp() + interval '10 minutes';
+    item record;
+BEGIN
+    PERFORM taskpass.demand_verifier(verifier);
+    PERFORM taskpass.demand_fresh_snapshots();
+    IF current_setting('synchronous_commit') IN ('off', 'local') THEN
+        PERFORM set_config('synchronous_commit', 'on', true);
+    END IF;
+    INSERT INTO taskpass.lease AS l (installation, lease, state, role, head_seq, head)
+        SELECT me, g.lease, 'closing', g.role, taskpass.seq(close_many.head), close_many.head FROM taskpass.roles_of(leases) AS g
+        ON CONFLICT ON CONSTRAINT lease_pkey DO UPDATE SET state = 'closing', changed_at = clock_timestamp(),
+            role = coalesce(excluded.role, l.role), head_seq = greatest(l.head_seq, excluded.head_seq),
+            head = taskpass.later(l.head, excluded.head);
+    FOR item IN SELECT g.lease, g.role, g.name FROM taskpass.roles_of(leases) AS g LOOP
+        lease := item.lease;
+        role := item.role;
+        busy := false;
+        IF item.role IS NOT NULL THEN
+            BEGIN
+                EXECUTE format('ALTER ROLE %I NOLOGIN PASSWORD %L VALID UNTIL %L', item.name, verifier, until);
+            EXCEPTION WHEN lock_not_available OR internal_error THEN
+                busy := true;
+            END;
+        END IF;
+        RETURN NEXT;
+    END LOOP;
+    FOR item IN SELECT m.roleid::regrole::text AS role, m.member::regrole::text AS name
+                  FROM taskpass.roles_of(leases) AS g JOIN pg_auth_members m ON m.roleid = g.role
+                 WHERE m.member NOT IN (current_user::regrole, session_user::regrole) LOOP
+        EXECUTE format('REVOKE %s FROM %s', item.role, item.name);
+        RAISE LOG 'taskpass: close role=% was lent to %', item.role, item.name;
+    END LOOP;
+    RAISE LOG 'taskpass: close installation=% leases=% head=%', me, array_to_string(leases, ','), head;
+END $kit$;
+
+-- As sweep: one scan for all roles.
+CREATE OR REPLACE FUNCTION taskpass.sweep_many(leases text[]) RETURNS TABLE (lease text, pid integer)
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $kit$
+    SELECT e.lease, e.pid FROM (SELECT g.lease, a.pid, pg_terminate_backend(a.pid)
+        FROM taskpass.roles_of(leases) AS g JOIN pg_stat_activity a ON a.usesysid = g.role OFFSET 0) AS e
+$kit$;
+
+-- The numbers of those roles that own a prepared transaction.
+CREATE OR REPLACE FUNCTION taskpass.prepared_many(leases text[]) RETURNS TABLE (lease text)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $kit$
+    SELECT DISTINCT g.lease FROM pg_prepared_xact() x JOIN taskpass.roles_of(leases) AS g ON g.role = x.ownerid
+$kit$;
+
+-- Ends those of the sessions `pids` that are still starting and have become a lease's role; the others refuse it, because
+-- they are another role's or no role's yet, and will meet the login check. Returns those that were ended. A session of a
+-- living lease that takes longer to start than the broker waits is among them: it may connect again.
+CREATE OR REPLACE FUNCTION taskpass.fence(pids integer[]) RETURNS integer[]
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $kit$
+DECLARE
+    item record;
+    ended integer[] := '{}';
+BEGIN
+    FOR item IN SELECT l.pid FROM pg_locks l LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+                 WHERE l.locktype = 'virtualxid' AND l.granted AND a.usesysid IS NULL AND l.pid = ANY (pids) LOOP
+        BEGIN
+            IF pg_terminate_backend(item.pid) THEN
+                ended := ended || item.pid;
+            END IF;
+        EXCEPTION WHEN insufficient_privilege THEN
+            NULL;
+        END;
+    END LOOP;
+    RETURN ended;
+END $kit$;
+
+-- As seal. The rights are left to clean: nobody can use them any more.
+CREATE OR REPLACE FUNCTION taskpass.seal_many(leases text[]) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '200ms' AS $kit$
+DECLARE
+    item record;
+BEGIN
+    IF EXISTS (SELECT FROM taskpass.roles_of(leases) AS g
+               LEFT JOIN taskpass.lease l ON l.installation = taskpass.caller() AND l.lease = g.lease
+               WHERE g.can_login OR l.state IS NULL OR l.state NOT IN ('closing', 'sealed')) THEN
+        RAISE EXCEPTION 'taskpass: only closed leases are sealed' USING ERRCODE = 'TP006';
+    END IF;
+    FOR item IN SELECT g.name FROM taskpass.roles_of(leases) AS g WHERE g.role IS NOT NULL LOOP
+        EXECUTE format('ALTER ROLE %I PASSWORD NULL', item.name);
+    END LOOP;
+    UPDATE taskpass.lease l SET state = 'sealed', changed_at = clock_timestamp()
+     WHERE l.installation = taskpass.caller() AND l.lease = ANY (leases);
+END $kit$;
+
+-- As clean, for those that nothing stands in the way of; returns them. Any error leaves all of them to clean.
+CREATE OR REPLACE FUNCTION taskpass.clean_many(leases text[]) RETURNS SETOF text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET lock_timeout = '1s' AS $kit$
+DECLARE
+    here oid := (SELECT d.oid FROM pg_database d WHERE d.datname = current_database());
+    ready text[];
+    names text;
+BEGIN
+    PERFORM taskpass.demand_fresh_snapshots();
+    LOCK TABLE taskpass.gate IN EXCLUSIVE MODE;
+    SELECT array_agg(g.lease), string_agg(quote_ident(g.name), ', ') INTO ready, names FROM taskpass.roles_of(leases) AS g
+      JOIN taskpass.lease l ON l.installation = taskpass.caller() AND l.lease = g.lease AND l.state = 'sealed'
+     WHERE NOT g.can_login
+       AND NOT EXISTS (SELECT FROM pg_stat_activity a WHERE a.usesysid = g.role)
+       AND NOT EXISTS (SELECT FROM pg_prepared_xact() x WHERE x.ownerid = g.role)
+       AND NOT EXISTS (SELECT FROM pg_shdepend s WHERE s.refclassid = 'pg_authid'::regclass AND s.refobjid = g.role
+                          AND (s.dbid NOT IN (0, here) OR s.deptype = 'o'));
+    IF ready IS NULL THEN
+        RETURN;
+    END IF;
+    BEGIN
+        EXECUTE 'DROP OWNED BY ' || names;
+        EXECUTE 'DROP ROLE ' || names;
+    EXCEPTION WHEN dependent_objects_still_exist OR object_in_use OR lock_not_available OR insufficient_privilege
+                OR internal_error THEN
+        RETURN;
+    END;
+    UPDATE taskpass.lease l SET state = 'cleaned', changed_at = clock_timestamp(), rights = '[]'
+     WHERE l.installation = taskpass.caller() AND l.lease = ANY (ready);
+    RETURN QUERY SELECT unnest(ready);
+END $kit$;
+
 -- Drops what held the rights of leases that ended and was not used for `seconds`. Does nothing while somebody issues.
 CREATE OR REPLACE FUNCTION taskpass.tidy(seconds integer) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $kit$

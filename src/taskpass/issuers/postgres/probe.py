@@ -67,14 +67,19 @@ def prove_refused(place: Place, role: RoleName, secret: Secret, entropy: Entropy
     ``NotProven.code`` is ``rekeyed`` where the password was not accepted: somebody may have replaced it.
     """
     outcome = attempt(place, role, secret, entropy)
-    if (
+    if is_proof(outcome):
+        return PROOF
+    raise unproven(outcome)
+
+
+def is_proof(outcome: Outcome) -> bool:
+    """The right password was accepted, and the role refused because it may not log in."""
+    return (
         isinstance(outcome, Refused)
         and outcome.sasl
         and outcome.after_authentication_ok
         and outcome.sqlstate == "28000"
-    ):
-        return PROOF
-    raise _unproven(outcome)
+    )
 
 
 def control(place: Place, live: RoleName, secret: Secret, wrong: Secret, entropy: Entropy) -> None:
@@ -136,7 +141,8 @@ def _drive(login: Login, stream: socket.socket) -> Outcome:
     return login.outcome or Broken("no answer")
 
 
-def _unproven(outcome: Outcome) -> NotProven:
+def unproven(outcome: Outcome) -> NotProven:
+    """Why ``outcome`` is no proof; see ``prove_refused`` for its code."""
     code = "rekeyed" if isinstance(outcome, Refused) and outcome.sqlstate == "28P01" else None
     return NotProven(f"the target's answer to a login is no proof: {_words(outcome)}", code=code)
 
