@@ -14,7 +14,7 @@ from typing import Any
 
 from taskpass.broker.context import Broker
 from taskpass.broker.failover import end_lost, live_on, note_standing, recall
-from taskpass.broker.take_back import WRITTEN_OFF, is_usable
+from taskpass.broker.take_back import WRITTEN_OFF, is_usable, take_back
 from taskpass.broker.take_back_many import take_back_many
 from taskpass.core.audit import ADOPTED, Event
 from taskpass.core.errors import Conflict, NotFound, StoreUnavailable, TaskpassError

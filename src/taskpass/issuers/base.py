@@ -33,8 +33,11 @@ from taskpass.core.script import Script
 from taskpass.core.secret import Secret
 from taskpass.core.widening import Snapshot
 
-BULK = 1000
-"""Leases that are closed or cleaned in one transaction of a target at most."""
+BULK = 250
+"""Leases that are closed in one transaction of a target at most."""
+
+CLEAN_BULK = 50
+"""Leases that are cleaned in one transaction, which nobody can issue beside: issuing must not wait for it."""
 
 CLOSE_ALONE = "close_alone"
 """Code of ``NotProven`` for what a bulk leaves to the closing of one; nothing is wrong with it yet."""

@@ -31,7 +31,7 @@ from taskpass.core.errors import StoreUnavailable, TaskpassError
 from taskpass.core.guard import effective_now
 from taskpass.core.ids import LeaseId
 from taskpass.core.lease import Lease, LeaseState
-from taskpass.issuers.base import BULK, CLOSE_ALONE
+from taskpass.issuers.base import BULK, CLEAN_BULK, CLOSE_ALONE
 from taskpass.runtime.fitness import TargetFitness
 from taskpass.runtime.system import monotonic
 
@@ -245,10 +245,15 @@ class Sweeper:
                 return
 
     def _submit_bulk(
-        self, pool: Executor, name: str, leases: list[LeaseId], work: Callable[[Broker, list[LeaseId]], object]
+        self,
+        pool: Executor,
+        name: str,
+        leases: list[LeaseId],
+        work: Callable[[Broker, list[LeaseId]], object],
+        most: int = BULKS,
     ) -> bool:
         with self._busy_lock:
-            if self._bulks[name] >= BULKS:
+            if self._bulks[name] >= most:
                 return False
             self._bulks[name] += 1
             self._busy.update(dict.fromkeys(leases, _IN_BULK))
@@ -280,6 +285,8 @@ class Sweeper:
                 if now >= self._clean_after[lease_id]:
                     due.setdefault(resource, []).append(lease_id)
             for resource, ready in due.items():
+                if self._bulks[f"close/{resource}"]:
+                    continue  # What is still open comes first.
                 bulk = [x for x in ready if x not in self._clean_alone] if len(ready) >= MANY else []
                 self._clean_in_bulks(resource, bulk)
                 for lease in unit.leases.get_many([x for x in ready if x not in bulk][:DUE]):
@@ -288,14 +295,15 @@ class Sweeper:
 
     def _clean_in_bulks(self, resource: str, ready: list[LeaseId]) -> None:
         with self._busy_lock:
-            ready = [lease_id for lease_id in ready if lease_id not in self._busy][:BULK]
+            ready = [lease_id for lease_id in ready if lease_id not in self._busy][:CLEAN_BULK]
         if ready:
-            self._submit_bulk(self._cleaners, f"clean/{resource}", ready, self._clean_bulk)
+            self._submit_bulk(self._cleaners, f"clean/{resource}", ready, self._clean_bulk, most=1)
 
     def _clean_bulk(self, broker: Broker, leases: list[LeaseId]) -> None:
-        """What a bulk does not clean is cleaned one at a time from then on, and so is a bulk that failed."""
-        self._clean_alone.update(leases)
-        self._clean_alone.difference_update(set(leases) - set(clean_many(broker, leases)))
+        """What a bulk does not clean is cleaned one at a time from then on; a bulk that failed is tried again."""
+        again = self._monotonic() + LATE_SWEEP
+        self._clean_after.update(dict.fromkeys(leases, again))
+        self._clean_alone.update(clean_many(broker, leases))
 
     def _clean(self, lease: Lease) -> None:
         clean_lease(self._broker, lease.id)

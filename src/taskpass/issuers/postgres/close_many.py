@@ -41,7 +41,7 @@ class BulkClosing:
         self._roles = roles
         self._head = head
         self._started = time.monotonic()
-        self._ended: Counter[LeaseId] = Counter()
+        self._ended: set[tuple[LeaseId, int]] = set()
         self._fenced = 0
         self._steps: list[tuple[str, int]] = []
         self._errors: dict[LeaseId, TaskpassError] = {}
@@ -62,7 +62,8 @@ class BulkClosing:
                     self._errors[names[role]] = _alone(error.message)
             self._step("proven")
             self._seal(primary)
-        done = {self._roles[lease]: self._taken(lease, beyond) for lease in self._left()}
+        ended = Counter(lease for lease, _ in self._ended)
+        done = {self._roles[lease]: self._taken(lease, ended, beyond) for lease in self._left()}
         return {**done, **{self._roles[lease]: error for lease, error in self._errors.items()}}
 
     def _left(self) -> list[LeaseId]:
@@ -101,7 +102,7 @@ class BulkClosing:
     def _sweep(self, primary: Connection) -> int:
         with driver_errors("ending sessions of many"):
             found = primary.execute("SELECT lease, pid FROM taskpass.sweep_many(%s)", [list(self._roles)]).fetchall()
-        self._ended.update(lease for lease, _ in found)
+        self._ended.update((lease, pid) for lease, pid in found)
         return len(found)
 
     def _fence(
@@ -127,11 +128,11 @@ class BulkClosing:
     def _step(self, name: str) -> None:
         self._steps.append((name, round((time.monotonic() - self._started) * 1000)))
 
-    def _taken(self, lease: LeaseId, beyond: int | None) -> Taken:
+    def _taken(self, lease: LeaseId, ended: Counter[LeaseId], beyond: int | None) -> Taken:
         return Taken(
             answer=PROOF,
             nodes={self._target.address: 2},
-            ended=self._ended[lease],
+            ended=ended[lease],
             fenced=self._fenced,
             took_ms=self._steps[-1][1],
             steps=tuple(self._steps),
