@@ -96,8 +96,6 @@ def command(
     _demand_one_source(admin_dsn_stdin=admin_dsn_stdin, print_sql=print_sql, own=login_stdin, store=store_login_stdin)
     if upgrade or uninstall:
         return _script_of_the_kit(print_sql=print_sql, upgrade=upgrade, uninstall=uninstall)
-    if verbs and Level.WRITE not in levels:
-        raise InvalidInput("--verb belongs to --access write", code="usage")
     wanted = enrolment.Wanted(
         name or "",
         Environment(environment),
@@ -106,7 +104,7 @@ def command(
         nodes,
         close_other_databases,
         tuple(dict.fromkeys(Level(level) for level in levels or (Level.READ,))),
-        frozenset(Verb(verb) for verb in verbs),
+        _verbs(levels, verbs),
     )
     clock, entropy = SystemClock(), SystemEntropy()
     fresh = not installation.exists(directory)
@@ -145,6 +143,12 @@ def _demand_one_source(*, admin_dsn_stdin: bool, print_sql: bool, own: bool, sto
         raise InvalidInput("one of --admin-dsn-stdin, --print-sql and --login-stdin", code="usage")
     if store and (admin_dsn_stdin or own):
         raise InvalidInput("stdin holds one login", hint="make the directory first, then enrol", code="usage")
+
+
+def _verbs(levels: tuple[str, ...], verbs: tuple[str, ...]) -> frozenset[Verb]:
+    if verbs and Level.WRITE not in levels:
+        raise InvalidInput("--verb belongs to --access write", code="usage")
+    return frozenset(Verb(verb) for verb in verbs)
 
 
 def _script_of_the_kit(*, print_sql: bool, upgrade: bool, uninstall: bool) -> int:
