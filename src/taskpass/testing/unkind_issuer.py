@@ -104,7 +104,8 @@ class UnkindTarget:
     ``skew`` moves its clock against the broker's. ``down``: nothing answers. ``unprovable``: closing takes effect but
     the answer proves nothing. ``blocked`` names roles that cannot be cleaned, ``block_all`` means all. ``unfit`` are
     preflight findings. ``calls`` lists every call; ``before`` and ``after`` run around each one, outside the lock, with
-    its name. ``fail_at`` makes the call of that number (from 1) fail, after its effect if ``fail_late``.
+    its name. ``fail_at`` makes the call of that number (from 1) fail, after its effect if ``fail_late``. ``overdue``:
+    sessions that will be found over a limit.
     """
 
     def __init__(self, clock: Clock, *, cluster: str = "7000000000000000001", database: int = 16384) -> None:
@@ -126,6 +127,7 @@ class UnkindTarget:
         self.fail_at: int | None = None
         self.fail_late = False
         self.late_creates = False
+        self.overdue: list[Overdue] = []
         self.epoch = 0
         self.audit_seq = 0
         self._waiting: list[Callable[[], None]] = []
@@ -324,7 +326,9 @@ class UnkindIssuer:
         """One server, which is never promoted."""
 
     def end_overdue(self) -> list[Overdue]:
-        return []
+        with self._server.call("end_overdue"):
+            ended, self._server.overdue = self._server.overdue, []
+            return ended
 
     def sweep(self, role: RoleName) -> int:
         with self._server.call("sweep"):
