@@ -59,6 +59,7 @@ from taskpass.server.people_methods import PeopleMethods
 from taskpass.server.sockets import private_directory
 from taskpass.store.configured import open_configured
 from taskpass.store.reserve import Reserve
+from taskpass.store.turn import reserve_this_thread
 from taskpass.store.unit import SqlStore
 
 AGENT_THREADS = 64
@@ -206,6 +207,11 @@ class Assembled:
         self.store.close()
 
 
+def _reserved_pool(threads: int, name: str) -> ThreadPoolExecutor:
+    """Threads for people and for taking back: their turn in the store comes before any agent's."""
+    return ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=reserve_this_thread)
+
+
 def _is_copy(store: SqlStore) -> bool:
     return store.witness is not None and store.witness.contradicted
 
@@ -277,14 +283,14 @@ def assemble(directory: Path, loop: asyncio.AbstractEventLoop, *, runtime: Path 
     )
     rotation = Rotation(broker, issuers.kept_logins())
     restore = reserve.restore if reserve else lambda: True
-    sweeper = Sweeper(broker, fitness, restore_reserve=restore, rotate=rotation.run)
+    sweeper = Sweeper(broker, fitness, restore_reserve=restore, rotate=rotation.run, executor=_reserved_pool)
     return Assembled(
         broker=broker,
         sweeper=sweeper,
         rotation=rotation,
         fitness=fitness,
         servers_of_agents=servers_of_agents,
-        servers_of_people=LineServers(loop, ThreadPoolExecutor(PEOPLE_THREADS, thread_name_prefix="people")),
+        servers_of_people=LineServers(loop, _reserved_pool(PEOPLE_THREADS, "people")),
         attestor=attestor,
         runs=runs,
         watcher=watcher,

@@ -27,6 +27,7 @@ from taskpass.store.runs import SqlRuns
 from taskpass.store.session import Session
 from taskpass.store.tables import audit_keys, installation
 from taskpass.store.tasks import SqlTasks
+from taskpass.store.turn import Turn
 
 _BATCH = 1000
 
@@ -107,7 +108,7 @@ class SqlStore:
         self._timeout = timeout
         # Waiting here is fair and immediate; SQLite's own waiting polls with growing pauses, and PostgreSQL's needs a
         # connection for each who waits. Only an optimisation: other processes are kept out by the database.
-        self._turn = threading.Lock()
+        self._turn = Turn()
         self._holder = 0
         self._witnessing = threading.Lock()
         self._witnessed = 0
@@ -139,7 +140,7 @@ class SqlStore:
 
     @contextmanager
     def _in_turn(self) -> Generator[None]:
-        if not self._turn.acquire(timeout=self._timeout):
+        if not self._turn.acquire(self._timeout):
             raise StoreUnavailable("the store is busy", hint="try again", code="store_locked")
         try:
             self._holder = threading.get_ident()

@@ -1,0 +1,54 @@
+"""The turn to write: in order of arrival, and whoever takes access back never waits behind a flood."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from taskpass.store.turn import Turn, reserve_this_thread
+
+
+def waiting(turn):
+    return len(turn._reserved) + len(turn._others)
+
+
+def begin(turn, name, order, *, reserved=False):
+    """A thread that waits for its turn, writes its name down and lets go."""
+
+    def work():
+        if reserved:
+            reserve_this_thread()
+        assert turn.acquire(10)
+        order.append(name)
+        turn.release()
+
+    before = waiting(turn)
+    thread = threading.Thread(target=work)
+    thread.start()
+    deadline = time.monotonic() + 5
+    while waiting(turn) == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    return thread
+
+
+def test_those_who_wait_come_in_order_and_a_reserved_thread_before_all_of_them():
+    turn, order = Turn(), []
+    assert turn.acquire(1)
+    threads = [begin(turn, number, order) for number in range(20)]
+    threads.append(begin(turn, "revoker", order, reserved=True))
+    turn.release()
+    for thread in threads:
+        thread.join(5)
+    assert order == ["revoker", *range(20)]
+
+
+def test_one_that_gave_up_is_not_handed_the_turn():
+    turn, order = Turn(), []
+    assert turn.acquire(1)
+    assert not turn.acquire(0.01)
+    thread = begin(turn, "next", order)
+    turn.release()
+    thread.join(5)
+    assert order == ["next"]
+    assert turn.acquire(0.01)
