@@ -76,7 +76,15 @@ class Alone:
         installation = InstallationId(str(place.call("health")["installation"]))
         password = read_credential(place.directory, resource.login).password
         self.entropy, self.clock = SystemEntropy(), SystemClock()
-        self.issuer = PostgresIssuer(resource.target(), installation, password, clock=self.clock, entropy=self.entropy)
+        self.issuer = PostgresIssuer(
+            resource.target(),
+            installation,
+            password,
+            clock=self.clock,
+            entropy=self.entropy,
+            # The broker that was started beside it replaces its password.
+            passwords=lambda: read_credential(place.directory, resource.login).passwords,
+        )
         self.scope = resource.scope("read")
         self.manifest = self.issuer.resolve(self.scope)
         self._roles: list[RoleName] = []
