@@ -24,20 +24,24 @@ from pathlib import Path
 
 from taskpass.broker.context import Broker
 from taskpass.broker.drill import end_stale_drills
+from taskpass.broker.owners import Owners
 from taskpass.broker.reconcile import demand_known_store, take_back_unserved
 from taskpass.broker.rotate_login import Kept
 from taskpass.broker.runs import end_run
 from taskpass.broker.take_back import take_back
+from taskpass.broker.take_over import be_seen, say_goodbye
 from taskpass.config.credentials import read_credential
 from taskpass.config.load import load
 from taskpass.config.model import Config
 from taskpass.config.paths import operator_socket, runtime_directory
+from taskpass.core import digest
 from taskpass.core.audit import Record
-from taskpass.core.errors import ConfigInvalid, Conflict, TaskpassError
+from taskpass.core.errors import ConfigInvalid, Conflict, StoreUnavailable, TaskpassError
 from taskpass.core.ids import LeaseId, RunId
 from taskpass.core.lease import Target
 from taskpass.gateways.postgres.endpoint import PostgresEndpoints
 from taskpass.identity.local import LocalAttestor
+from taskpass.identity.namespaces import boot_id
 from taskpass.issuers.base import Issuer
 from taskpass.issuers.postgres.issuer import PostgresIssuer
 from taskpass.issuers.postgres.kit import broker_login
@@ -50,7 +54,7 @@ from taskpass.runtime.holders import LeaseHolders
 from taskpass.runtime.rotation import Rotation
 from taskpass.runtime.run_sockets import RunSocketServer
 from taskpass.runtime.sweeper import Sweeper
-from taskpass.runtime.system import SystemClock, SystemEntropy, os_user
+from taskpass.runtime.system import SystemClock, SystemEntropy, monotonic, os_user
 from taskpass.runtime.watcher import ProcessWatcher
 from taskpass.server.agent_methods import AgentMethods
 from taskpass.server.changed import Changed
@@ -150,6 +154,7 @@ class Assembled:
         people = PeopleMethods(self.broker, changed=changed, health=self._health)
         self.runs.handler = agents
         self.watcher.start()
+        be_seen(self.broker)
         take_back_unserved(self.broker)
         end_stale_drills(self.broker)
         self._reopen_runs()
@@ -159,7 +164,8 @@ class Assembled:
 
     def _reopen_runs(self) -> None:
         with self.broker.store.read() as unit:
-            runs = unit.runs.unended()
+            found = {run.id: run for run in unit.runs.unended()}
+            runs = [found[run_id] for run_id in self.broker.owners.free(unit, list(found))]
         for run in runs:
             try:
                 served = self.runs.reopen(run)
@@ -203,6 +209,8 @@ class Assembled:
         self.sweeper.tick()
         self.sweeper.stop()
         self.watcher.stop()
+        with contextlib.suppress(StoreUnavailable):
+            say_goodbye(self.broker)
         self.issuers.close()
         self.store.close()
 
@@ -214,6 +222,16 @@ def _reserved_pool(threads: int, name: str) -> ThreadPoolExecutor:
 
 def _is_copy(store: SqlStore) -> bool:
     return store.witness is not None and store.witness.contradicted
+
+
+def _name_of(directory: Path) -> str:
+    """This broker on a store for several: by the lock that only one process on this machine has at a time.
+
+    The next process on this directory is the same broker, and knows that the one before is gone.
+    """
+    lock = (directory / "run" / "lock").stat()
+    place = {"boot": boot_id(), "device": lock.st_dev, "inode": lock.st_ino}
+    return "brk_" + digest.digest(digest.BROKER, place).removeprefix("sha256:")[:26]
 
 
 def _witnessed(store: SqlStore) -> int | None:
@@ -273,6 +291,7 @@ def assemble(directory: Path, loop: asyncio.AbstractEventLoop, *, runtime: Path 
         clock=clock,
         entropy=entropy,
         machine=platform.node() or "unnamed",
+        owners=Owners(_name_of(directory) if store.database.kind == "PostgreSQL" else "", monotonic),
         verify_signature=reviewer.verify,
         os_user=os_user,
         release_reserve=reserve.release if reserve else lambda: False,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from taskpass.broker.late import LateBook
+from taskpass.broker.owners import Owners
 from taskpass.broker.refusals import Refusals
 from taskpass.broker.remembered import Remembered
 from taskpass.config.model import Config, Human, Resource
@@ -117,6 +118,7 @@ class Broker:
     store_is_copy: Callable[[], bool] = lambda: False
     witnessed: Callable[[], int | None] = lambda: None
     accept_store: Callable[[Record], None] = lambda record: None
+    owners: Owners = field(default_factory=Owners)
     late: LateBook = field(default_factory=LateBook)
     remembered: Remembered = field(default_factory=Remembered)
     closing: KeyedLocks = field(default_factory=KeyedLocks)

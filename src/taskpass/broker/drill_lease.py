@@ -145,6 +145,7 @@ def intend(broker: Broker, task: Task, plan: Plan) -> tuple[Lease, str]:
         unit.grants.add(grant)
         lease = _lease(broker, unit, grant, now)
         unit.leases.add(lease)
+        broker.owners.take(unit, lease.id)
         record = unit.audit.append(_intended(lease, grant, task, plan), now)
     return lease, f"{record.seq}:{record.hash}"
 

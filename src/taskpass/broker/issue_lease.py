@@ -90,6 +90,7 @@ def finish(broker: Broker, caller: Caller, intent: Intent, *, until_process_ends
             lease, run = _make(broker, caller, intent, secret)
         bearer = _bearer(lease, secret) if lease.delivery is Delivery.BEARER else None
         endpoint = None if bearer else broker.endpoints.open(_endpoint_order(broker, caller, run, lease, secret))
+        broker.owners.serves(lease.id)
         if until_process_ends:
             broker.holders.watch_lease(lease.id, caller)
         # A revocation that came before the endpoint was open found nothing to cut.
@@ -180,6 +181,7 @@ def intend(broker: Broker, unit: Unit, request: AccessRequest, task: Task, decis
     request = unit.requests.advance(request.id, RequestEvent.FULFIL, now)
     lease = _new_lease(broker, unit, request, grant, ends_at)
     unit.leases.add(lease)
+    broker.owners.take(unit, lease.id)
     record = unit.audit.append(_intended(lease, grant, task, decision, counted), now)
     return Intent(lease, grant, request, task, f"{record.seq}:{record.hash}", now)
 

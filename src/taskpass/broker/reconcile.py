@@ -42,12 +42,16 @@ class Reconciled:
 
 
 def take_back_unserved(broker: Broker) -> int:
-    """At start, before anything is served: no endpoint of an earlier process exists any more. And when going down."""
+    """At start, before anything is served: no endpoint of an earlier process exists any more. And when going down.
+
+    What other brokers on the same store serve is theirs, unless they are dead.
+    """
     try:
         for issuer in issuers_of_all(broker):
             recall(broker, issuer)
         with broker.store.read() as unit:
-            left = [x.id for x in unit.leases.list(states=[LeaseState.INTENDED, LeaseState.ACTIVE])]
+            found = [x.id for x in unit.leases.list(states=[LeaseState.INTENDED, LeaseState.ACTIVE])]
+            left = broker.owners.free(unit, found)
     except StoreUnavailable:
         left = [lease.id for lease, _ in broker.remembered.all() if is_usable(lease)]
         if not left:

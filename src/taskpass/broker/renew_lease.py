@@ -43,9 +43,10 @@ def renew_leases(broker: Broker) -> int:
     with broker.store.read() as unit:
         now = broker.clock.now()
         due = [lease for lease in unit.leases.list(states=[LeaseState.ACTIVE]) if _is_due(unit, lease, now)]
+        mine = set(broker.owners.mine(unit, [lease.id for lease in due]))
     renewed, away = 0, set[str]()
     for lease in due:
-        if lease.target.address not in away:
+        if lease.id in mine and lease.target.address not in away:
             try:
                 renewed += _renew(broker, lease)
             except TargetUnavailable:

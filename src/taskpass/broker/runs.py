@@ -39,6 +39,7 @@ def prepare_run(broker: Broker, operator: Peer, *, agent_uid: int, tool: str) ->
     try:
         with broker.store.write() as unit:
             now = broker.now(unit)
+            broker.owners.take(unit, run_id)
             unit.runs.add(Run(run_id, tool, sponsor, agent_uid, directory, "", "", now, None))
             unit.audit.append(
                 Event(

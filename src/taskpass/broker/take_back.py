@@ -19,9 +19,7 @@ from taskpass.core.clock import Instant, after
 from taskpass.core.errors import (
     Conflict,
     Denied,
-    IllegalTransition,
     Internal,
-    NotFound,
     StoreUnavailable,
     TaskpassError,
 )
@@ -29,7 +27,7 @@ from taskpass.core.ids import LeaseId
 from taskpass.core.lease import Lease, LeaseEvent, LeaseState
 from taskpass.core.separation import Environment
 from taskpass.issuers.base import Taken
-from taskpass.store.base import Unit
+from taskpass.store.base import Owner, Unit
 
 BACKOFF_CAP = 60
 """Seconds between two attempts at most; a target that comes back is closed within one of them."""
@@ -69,6 +67,34 @@ def _cut(broker: Broker, lease_id: LeaseId) -> None:
     with contextlib.suppress(TaskpassError):
         broker.endpoints.close(lease_id, message=REFUSED_WORDS)
     broker.holders.forget_lease(lease_id)
+    broker.owners.serves_no_more(lease_id)
+
+
+def cut_elsewhere_taken_back(broker: Broker) -> int:
+    """End the endpoints of leases that another broker has taken back; how many."""
+    with broker.store.read() as unit:
+        ended = broker.owners.served_in_vain(unit)
+    for lease_id in ended:
+        _cut(broker, lease_id)
+    return len(ended)
+
+
+def _claim(broker: Broker, lease_id: LeaseId) -> Owner | None:
+    """What confirms work on this lease; None while another broker that lives has it. Written only to take over.
+
+    What is closed while the store is away cannot be confirmed with it, and is closed again or recorded late.
+    """
+    try:
+        with broker.store.read() as unit:
+            if not broker.owners.free(unit, [lease_id]):
+                return None
+            held = broker.owners.held(unit, lease_id)
+        if held:
+            return held
+        with broker.store.write() as unit:
+            return broker.owners.claim(unit, lease_id)
+    except StoreUnavailable:
+        return broker.owners.unconfirmable
 
 
 def _begin(broker: Broker, lease_id: LeaseId, reason: str, actor: str, *, writable: bool) -> tuple[Lease | None, bool]:
@@ -105,6 +131,7 @@ def _record_begin(broker: Broker, lease_id: LeaseId, reason: str, actor: str) ->
         if not is_usable(lease):
             return None
         taken = unit.leases.advance(lease_id, LeaseEvent.TAKE_BACK, now, reason=reason, closing_at=now)
+        broker.owners.take(unit, lease_id)
         unit.audit.append(_closing_event(lease, reason, actor), now)
     broker.remembered.closing(lease_id, reason)
     return taken
@@ -163,6 +190,9 @@ def _close(broker: Broker, lease_id: LeaseId) -> Taken | None:
         return None
     if broker.late.is_closed(lease_id):
         return None
+    held = _claim(broker, lease_id)
+    if held is None:
+        return None
     _cut(broker, lease_id)
     try:
         proof = broker.issuer_of(lease.target).close(lease.role, audit_head=head)
@@ -172,7 +202,7 @@ def _close(broker: Broker, lease_id: LeaseId) -> Taken | None:
     except Exception as error:  # noqa: BLE001 - a defect in one issuer must pace and show like any other failure.
         _note_unproven(broker, lease, Internal(f"a defect while closing: {type(error).__name__}"))
         return None
-    confirm(broker, lease, proof)
+    confirm(broker, lease, proof, held)
     return proof
 
 
@@ -220,26 +250,27 @@ def _note_unproven(broker: Broker, lease: Lease, error: TaskpassError) -> None:
         return
 
 
-def confirm(broker: Broker, lease: Lease, proof: Taken) -> None:
-    """Record the proof, now or late."""
+def confirm(broker: Broker, lease: Lease, proof: Taken, held: Owner | None = None) -> None:
+    """Record the proof, now or late; not if another broker has taken the lease over (since ``held`` was given)."""
     if broker.late.is_closing(lease.id):
         broker.late.add(LateEntry(lease.id, lease.reason, _closed_event(lease, proof), broker.clock.now()))
         return
     try:
-        with_reserve(broker, lambda: _record_closed(broker, lease.id, proof))
+        with_reserve(broker, lambda: _record_closed(broker, lease.id, proof, held))
         broker.remembered.forget(lease.id)
     except StoreUnavailable:
         broker.late.add(LateEntry(lease.id, lease.reason, _closed_event(lease, proof), broker.clock.now()))
-    except (IllegalTransition, NotFound):
+    except Conflict:
         return
 
 
-def _record_closed(broker: Broker, lease_id: LeaseId, proof: Taken) -> Lease | None:
+def _record_closed(broker: Broker, lease_id: LeaseId, proof: Taken, held: Owner | None) -> Lease | None:
     with broker.store.write() as unit:
         now = broker.now(unit)
         lease = unit.leases.get(lease_id)
         if lease.state is not LeaseState.CLOSING:
             return None
+        broker.owners.demand(unit, lease_id, held)
         closed = unit.leases.advance(
             lease_id, LeaseEvent.PROVEN, now, closed_at=now, proof=proof.to_json(), retry_at=None, last_error=""
         )
@@ -313,12 +344,16 @@ def clean_lease(broker: Broker, lease_id: LeaseId) -> bool:
         lease = unit.leases.get(lease_id)
     if lease.state is not LeaseState.CLOSED:
         return lease.state is LeaseState.CLEANED
+    held = _claim(broker, lease_id)
+    if held is None:
+        return False
     _cut(broker, lease_id)
     sweep_again(broker, lease_id)
     if not broker.issuer_of(lease.target).clean(lease.role):
         return False
     with broker.store.write() as unit:
         now = broker.now(unit)
+        broker.owners.demand(unit, lease_id, held)
         unit.leases.advance(lease_id, LeaseEvent.CLEANED, now)
         unit.audit.append(
             Event("lease.cleaned", "broker", {"task": lease.task, "lease": lease.id}, {"role": lease.role}), now

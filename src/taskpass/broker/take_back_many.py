@@ -58,6 +58,7 @@ def cut_many(broker: Broker, lease_ids: Sequence[LeaseId]) -> None:
         broker.endpoints.close_many(lease_ids, message=REFUSED_WORDS)
     for lease_id in lease_ids:
         broker.holders.forget_lease(lease_id)
+        broker.owners.serves_no_more(lease_id)
 
 
 def _record_begin(broker: Broker, lease_ids: Sequence[LeaseId], reason: str, actor: str) -> list[LeaseId]:
@@ -69,6 +70,8 @@ def _record_begin(broker: Broker, lease_ids: Sequence[LeaseId], reason: str, act
             if lease.state in (LeaseState.INTENDED, LeaseState.ACTIVE)
         }
         moved = unit.leases.advance_many(list(open_ones), LeaseEvent.TAKE_BACK, now, reason=reason, closing_at=now)
+        for lease_id in moved:
+            broker.owners.take(unit, lease_id)
         _append(broker, "lease.closing", actor, [open_ones[x] for x in moved], {"reason": reason}, unit=unit)
         return moved
 
@@ -87,8 +90,9 @@ def close_many(broker: Broker, lease_ids: Sequence[LeaseId]) -> int:
     with contextlib.ExitStack() as turns:
         for lease_id in sorted(lease_ids):
             turns.enter_context(broker.closing.hold(lease_id))
+        ours = _claimed(broker, lease_ids)
         with broker.store.read() as unit:
-            found = [x for x in unit.leases.get_many(lease_ids) if x.state is LeaseState.CLOSING]
+            found = [x for x in unit.leases.get_many(ours) if x.state is LeaseState.CLOSING]
             seq, hash_ = unit.audit.head()
         found = [lease for lease in found if not broker.late.is_closing(lease.id)]
         cut_many(broker, [lease.id for lease in found])
@@ -96,6 +100,14 @@ def close_many(broker: Broker, lease_ids: Sequence[LeaseId]) -> int:
             _close_one_target(broker, mine, f"{seq}:{hash_}")
             for _, mine in _grouped(found, lambda lease: repr(lease.target.to_json()))
         )
+
+
+def _claimed(broker: Broker, lease_ids: Sequence[LeaseId]) -> list[LeaseId]:
+    """Those that no other broker works on; what the dead had is taken over."""
+    if not broker.owners.shared:
+        return list(lease_ids)
+    with broker.store.write() as unit:
+        return [lease_id for lease_id in lease_ids if broker.owners.claim(unit, lease_id)]
 
 
 def _close_one_target(broker: Broker, leases: list[Lease], head: str) -> int:
@@ -127,12 +139,13 @@ def _confirm(broker: Broker, leases: list[Lease], proofs: dict[LeaseId, Taken]) 
 
 def _record_closed(broker: Broker, leases: list[Lease], proofs: dict[LeaseId, Taken]) -> list[LeaseId]:
     with broker.store.write() as unit:
-        by_id = {lease.id: lease for lease in leases}
+        ours = set(broker.owners.mine(unit, [lease.id for lease in leases]))
+        by_id = {lease.id: lease for lease in leases if lease.id in ours}
         moved = unit.leases.advance_many(
             list(by_id),
             LeaseEvent.PROVEN,
             broker.now(unit),
-            proofs={lease.id: proofs[lease.id].to_json() for lease in leases},
+            proofs={lease_id: proofs[lease_id].to_json() for lease_id in by_id},
             retry_at=None,
             last_error="",
         )
@@ -170,9 +183,10 @@ def clean_many(broker: Broker, lease_ids: Sequence[LeaseId]) -> list[LeaseId]:
     The late sweep comes first: a session found is an incident, which is dealt with one at a time.
     """
     with broker.store.read() as unit:
-        found = [x for x in unit.leases.get_many(lease_ids) if x.state is LeaseState.CLOSED]
+        ours = set(broker.owners.mine(unit, lease_ids))
+        found = [x for x in unit.leases.get_many(list(ours)) if x.state is LeaseState.CLOSED]
     cut_many(broker, [lease.id for lease in found])
-    left: list[LeaseId] = []
+    left = [lease_id for lease_id in lease_ids if lease_id not in ours]
     for _, mine in _grouped(found, lambda lease: repr(lease.target.to_json())):
         cleaned = _clean_one_target(broker.issuer_of(mine[0].target), mine)
         left += [lease.id for lease in mine if lease.id not in cleaned]

@@ -20,6 +20,7 @@ from taskpass.broker.drill_schedule import drill_due
 from taskpass.broker.expire import expire_leases
 from taskpass.broker.late import LateEntry
 from taskpass.broker.overdue import end_overdue
+from taskpass.broker.owners import BEAT_SECONDS
 from taskpass.broker.reconcile import Reconciled, reconcile
 from taskpass.broker.refusals import record_refusals
 from taskpass.broker.renew_lease import end_wider_leases, renew_leases
@@ -27,6 +28,7 @@ from taskpass.broker.request_access import lapse_requests
 from taskpass.broker.runs import end_run
 from taskpass.broker.take_back import BACKOFF_CAP, WRITTEN_OFF, clean_lease, close_lease, record_late
 from taskpass.broker.take_back_many import MANY, clean_many, close_many
+from taskpass.broker.take_over import be_seen, take_over
 from taskpass.core.errors import StoreUnavailable, TaskpassError
 from taskpass.core.guard import effective_now
 from taskpass.core.ids import LeaseId
@@ -56,7 +58,7 @@ BULKS = 2
 """Bulks of one target side by side: while one waits for the target's answers, the next one is recorded."""
 _IN_BULK = ""
 CLEANERS = 4
-APART = 10
+APART = 12
 """As many as there are jobs that may wait."""
 LAST_ROUND = 5.0
 """Seconds that stopping spends on closing what was taken back last."""
@@ -111,6 +113,8 @@ class Sweeper:
         self._clean_after: dict[LeaseId, float] = {}
         self.reconciled = Reconciled()
         self._jobs = (
+            _Job("seen", BEAT_SECONDS, lambda: be_seen(broker), apart=True),
+            _Job("take over", 1, lambda: take_over(broker), apart=True),
             _Job("expire", TICK, lambda: expire_leases(broker)),
             _Job("close", TICK, self._close_due),
             _Job("clean", 2 * TICK, self._clean_due),
@@ -227,13 +231,17 @@ class Sweeper:
                 paced = unit.leases.list(states=[LeaseState.CLOSING])
             else:
                 paced = []
+                free = self._broker.owners.free
                 for resource, waiting in unit.leases.due_by_resource(now).items():
                     many = waiting >= MANY
                     if many:
-                        self._close_in_bulks(resource, unit.leases.due_ids(now, resource=resource, alone=CLOSE_ALONE))
+                        self._close_in_bulks(
+                            resource, free(unit, unit.leases.due_ids(now, resource=resource, alone=CLOSE_ALONE))
+                        )
                     alone = CLOSE_ALONE if many else ""
-                    for lease in unit.leases.due(now, resource=resource, alone=alone, limit=DUE):
-                        self._submit(self._closers, lease, self._close)
+                    found = {x.id: x for x in unit.leases.due(now, resource=resource, alone=alone, limit=DUE)}
+                    for lease_id in free(unit, list(found)):
+                        self._submit(self._closers, found[lease_id], self._close)
             return paced + [unit.leases.get(lease_id) for lease_id in self._broker.late.unclosed()]
 
     def _close_in_bulks(self, resource: str, due: list[LeaseId]) -> None:
@@ -277,6 +285,8 @@ class Sweeper:
         now = self._monotonic()
         with self._broker.store.read() as unit:
             closed = unit.leases.closed_ids(but=WRITTEN_OFF)
+            free = set(self._broker.owners.free(unit, [lease_id for lease_id, _ in closed]))
+            closed = [item for item in closed if item[0] in free]
             known = self._clean_after
             self._clean_after = {lease_id: known.get(lease_id, now + LATE_SWEEP) for lease_id, _ in closed}
             self._clean_alone &= self._clean_after.keys()
@@ -340,7 +350,10 @@ class Sweeper:
     def _reconcile(self) -> None:
         for resource in self._broker.issuers:
             self._fitness.check(resource)
-        self.reconciled = reconcile(self._broker)
+        with self._broker.store.read() as unit:
+            leads = self._broker.owners.leads(unit)
+        if leads:
+            self.reconciled = reconcile(self._broker)
 
 
 def _quiet(work: Callable[..., object], *args: object) -> None:

@@ -274,6 +274,38 @@ class Scripts(Protocol):
     def get(self, digest: str) -> str: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """``token`` rises with every change of owner: work that was begun under an older one is refused."""
+
+    broker: str
+    token: int
+
+
+class Owners(Protocol):
+    """For several brokers on one store: who serves a lease or a run, and finishes its work. Only who lives counts."""
+
+    def beat(self, broker: str, machine: str) -> None:
+        """``broker`` lives now, by the database's clock."""
+        ...
+
+    def end(self, broker: str) -> None:
+        """``broker`` has stopped: what it served is free at once."""
+        ...
+
+    def alive(self, seconds: int) -> frozenset[str]:
+        """Brokers that were seen within the last ``seconds``."""
+        ...
+
+    def give(self, subject: str, broker: str) -> int:
+        """``broker``, which has been seen, owns ``subject`` from now on; the new token."""
+        ...
+
+    def of(self, subjects: Iterable[str]) -> dict[str, Owner]:
+        """The owners of those that have one."""
+        ...
+
+
 class Audit(Protocol):
     def append(self, event: Event, at: Instant, *, above: int = 0, about: Iterable[str] = ()) -> Record:
         """Chain, sign and insert ``event``; durable with the unit of work.
@@ -320,6 +352,8 @@ class Unit(Protocol):
     def aftermaths(self) -> Aftermaths: ...
     @property
     def scripts(self) -> Scripts: ...
+    @property
+    def owners(self) -> Owners: ...
     @property
     def audit(self) -> Audit: ...
     def see_time(self, now: Instant) -> Instant:

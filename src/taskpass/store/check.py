@@ -55,12 +55,15 @@ class _Told:
     def hear(self, body: dict[str, Any]) -> None:
         subject, event = body["subject"], body["event"]
         self.epoch = body["epoch"]
-        lease = subject.get("lease", "")
         state = _LEASE_EVENTS.get(event)
-        if event == "orphan.closed" and body["data"].get("cleaned") and lease in self.leases:
-            state = LeaseState.CLEANED
-        if state is not None and (lease not in self.leases or _ORDER.index(self.leases[lease]) < _ORDER.index(state)):
-            self.leases[lease] = state
+        # A record of a bulk names all its leases in its data.
+        many = [item["lease"] for item in body["data"].get("leases", [])] if event.startswith("lease.") else []
+        for lease in many or [subject.get("lease", "")]:
+            if event == "orphan.closed" and body["data"].get("cleaned") and lease in self.leases:
+                state = LeaseState.CLEANED
+            known = self.leases.get(lease)
+            if state is not None and (known is None or _ORDER.index(known) < _ORDER.index(state)):
+                self.leases[lease] = state
         if event == "request.decided":
             self.decided.add(subject["request"])
         if event == "task.opened":

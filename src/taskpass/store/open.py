@@ -25,7 +25,7 @@ from taskpass.store.seal import sealed_for
 from taskpass.store.tables import audit, audit_keys, installation
 from taskpass.store.unit import SqlStore
 
-VERSIONS = ("0001", "0002_migrations")
+VERSIONS = ("0001", "0002_migrations", "0003_owners")
 """Schema versions that this code knows, oldest first; a test holds them to the migrations."""
 
 

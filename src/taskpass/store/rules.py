@@ -52,6 +52,8 @@ FIXED: dict[str, tuple[str, ...]] = {
         *("separation", "created_at"),
     ),
     "leases": (*("id", "grant", "task", "role", "resource", "target", "manifest_digest", "delivery", "created_at"),),
+    "brokers": ("id",),
+    "owners": ("subject",),
     "aftermaths": ("id", "task", "resource", "cluster", "database", "opened_at"),
     "installation": ("only", "id", "demo", "created_at"),
 }
@@ -91,6 +93,14 @@ def _particular() -> Iterable[Rule]:
         "installation",
         "NEW.latest_seen < OLD.latest_seen OR NEW.epoch < OLD.epoch",
         f"{MARK}the epoch and the latest time seen never go back",
+    )
+    yield Rule(
+        "owners_forward",
+        "UPDATE",
+        "owners",
+        "NEW.token <= OLD.token",
+        f"{MARK}a token of an owner only rises",
+        ("broker", "token"),
     )
     yield Rule(
         "runs_bound_once",

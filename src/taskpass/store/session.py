@@ -30,6 +30,11 @@ class Session:
         self._spent = False
 
     @property
+    def dialect(self) -> str:
+        """The kind of database, as SQLAlchemy names it."""
+        return self._connection.dialect.name
+
+    @property
     def spent(self) -> bool:
         return self._spent
 

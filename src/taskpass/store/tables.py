@@ -250,6 +250,24 @@ aftermaths = Table(
     Index("ix_aftermaths_state", "state"),
 )
 
+brokers = Table(
+    "brokers",
+    metadata,
+    Column("id", TEXT, primary_key=True),
+    _text("machine"),
+    # By the database's clock, which all brokers share.
+    _at("seen_at"),
+)
+
+owners = Table(
+    "owners",
+    metadata,
+    # A lease or a run.
+    Column("subject", TEXT, primary_key=True),
+    _to("broker", "brokers.id"),
+    Column("token", BigInteger, nullable=False),
+)
+
 audit = Table(
     "audit",
     metadata,

@@ -17,6 +17,8 @@ _KEYS = {
     "approval_uses": "approval = NEW.approval",
     "grants": "id = NEW.id OR request = NEW.request",
     "leases": "id = NEW.id OR role = NEW.role",
+    "brokers": "id = NEW.id",
+    "owners": "subject = NEW.subject",
     "aftermaths": "id = NEW.id",
     "scripts": "id = NEW.id",
     # Not the audit: a record of it must follow the newest one, so it cannot stand in place of another.

@@ -22,6 +22,7 @@ from taskpass.store.base import Installation
 from taskpass.store.database import Database, translated
 from taskpass.store.grants import SqlGrants
 from taskpass.store.leases import SqlLeases
+from taskpass.store.owners import SqlOwners
 from taskpass.store.requests import SqlRequests
 from taskpass.store.runs import SqlRuns
 from taskpass.store.session import Session
@@ -52,6 +53,7 @@ class SqlUnit:
         self.leases = SqlLeases(session)
         self.aftermaths = SqlAftermaths(session)
         self.scripts = SqlScripts(session)
+        self.owners = SqlOwners(session)
         self.audit = SqlAudit(session, lambda: self.installation, signer)
 
     @property

@@ -33,6 +33,8 @@ def filled(home, store):
         unit.leases.add(lease := records.lease(grant))
         unit.aftermaths.add(records.aftermath(lease))
         unit.scripts.add("sha256:00", "SELECT 1")
+        unit.owners.beat("brk_1", "laptop")
+        unit.owners.give("lse_1", "brk_1")
         unit.audit.append(event(task=task.id), NOW)
     return request.id
 
@@ -71,6 +73,8 @@ FIXED = {
         *("state", "before", "ran", "widening", "error", "looked_at", "decided_at", "decided_by", "comment"),
     },
     "installation": {"epoch", "latest_seen"},
+    "brokers": {"machine", "seen_at"},
+    "owners": {"broker", "token"},
 }
 """What may change, of the tables of which anything may."""
 

@@ -14,7 +14,7 @@ from taskpass.core.clock import Instant
 from taskpass.core.errors import Conflict, InvalidInput, NotFound, TaskpassError
 from taskpass.core.ids import ApprovalId, GrantId, RequestId, TaskId
 from taskpass.core.task import TaskEvent
-from taskpass.store.base import Store, Unit
+from taskpass.store.base import Owner, Store, Unit
 from taskpass.testing.suites.records import NOW, SPONSOR, Records, event
 from taskpass.testing.suites.store_place import (
     LATER,
@@ -163,6 +163,33 @@ class UnitSuite(StoreFixtures):
             assert unit.installation.latest_seen == LATER
         with place.open().read() as unit:
             assert unit.installation.latest_seen == LATER
+
+    # Owners
+
+    def test_a_broker_lives_until_it_is_not_seen_or_says_that_it_ended(self, store: Store) -> None:
+        with store.write() as unit:
+            for broker in ("brk_1", "brk_1", "brk_2"):
+                unit.owners.beat(broker, "laptop")
+        with store.read() as unit:
+            assert unit.owners.alive(60) == {"brk_1", "brk_2"}
+            assert unit.owners.alive(-60) == frozenset()
+        with store.write() as unit:
+            unit.owners.end("brk_1")
+            assert unit.owners.alive(60) == {"brk_2"}
+            unit.owners.beat("brk_1", "laptop")
+            assert unit.owners.alive(60) == {"brk_1", "brk_2"}
+
+    def test_every_change_of_owner_raises_the_token_and_none_lowers_it(self, place: Place, store: Store) -> None:
+        with store.write() as unit:
+            for broker in ("brk_1", "brk_2"):
+                unit.owners.beat(broker, "laptop")
+            assert unit.owners.of(["lse_1"]) == {}
+            assert [unit.owners.give("lse_1", broker) for broker in ("brk_1", "brk_2", "brk_2")] == [1, 2, 3]
+            assert unit.owners.of(["lse_1", "lse_2"]) == {"lse_1": Owner("brk_2", 3)}
+        self.refuses(place, "UPDATE owners SET token = 3, broker = 'brk_1'")
+        self.refuses(place, "UPDATE owners SET token = 1")
+        with pytest.raises(TaskpassError), store.write() as unit:
+            unit.owners.give("lse_1", "brk_never_seen")
 
     # Audit
 
