@@ -16,7 +16,7 @@ from bench.crowd import Crowd
 from taskpass.core.lease import LeaseState
 from taskpass.issuers.base import BULK
 
-LEASES = 2_000
+LEASES = 1_000
 SECONDS = 5.0
 """What the issue asks for 10,000 leases on two processors."""
 
