@@ -10,6 +10,7 @@ from typing import Protocol
 
 from taskpass.broker.late import LateBook
 from taskpass.broker.owners import Owners
+from taskpass.broker.progress import ProgressBook
 from taskpass.broker.refusals import Refusals
 from taskpass.broker.remembered import Remembered
 from taskpass.config.model import Config, Human, Resource
@@ -88,6 +89,11 @@ class KeyedLocks:
                     self._locks[key] = (lock, users - 1)
 
 
+def in_a_thread(work: Callable[[], object]) -> None:
+    """Start what outlives a call. It ends by itself, or when its lease is taken back: at the latest with the broker."""
+    threading.Thread(target=work, name="migrate", daemon=True).start()
+
+
 @dataclass(frozen=True)
 class Broker:
     """The ports of one running broker.
@@ -96,7 +102,7 @@ class Broker:
     that taking back never depends on the config. ``verify_signature(public key, data, signature)`` never raises.
     ``release_reserve`` frees the disk space that is kept for recording revocations. ``store_is_copy`` tells whether the
     store contradicts the witness that was kept beside it, ``witnessed`` its audit number, and ``accept_store`` replaces
-    it by the record of the adoption.
+    it by the record of the adoption. ``start_work`` begins what outlives a call, and returns at once.
     """
 
     store: Store
@@ -123,6 +129,8 @@ class Broker:
     remembered: Remembered = field(default_factory=Remembered)
     closing: KeyedLocks = field(default_factory=KeyedLocks)
     refusals: Refusals = field(default_factory=Refusals)
+    progress: ProgressBook = field(default_factory=ProgressBook)
+    start_work: Callable[[Callable[[], object]], object] = in_a_thread
 
     def now(self, unit: Unit) -> Instant:
         """The time of this unit of work: never earlier than any time seen before."""

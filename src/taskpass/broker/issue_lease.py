@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import contextlib
 from base64 import urlsafe_b64encode
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
+from taskpass.broker.aftermath import begin, demand_closed_doors, migrator
 from taskpass.broker.context import Broker
 from taskpass.broker.debt import owed, refuse_debtors
 from taskpass.broker.refusals import budget_refusals, refuse
 from taskpass.broker.request_access import decide, digest_of, own_request
 from taskpass.broker.review_request import accepted_by_anybody, count_votes
+from taskpass.broker.run_script import run_script
 from taskpass.broker.take_back import close_lease, take_back
 from taskpass.core.approval import Tally
 from taskpass.core.audit import Event
@@ -52,7 +56,7 @@ SECRET_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class Issued:
-    """Exactly one of ``endpoint`` and ``bearer`` is set, by the lease's delivery."""
+    """``endpoint`` or ``bearer`` is set, by the lease's delivery; neither for a file, which the broker runs."""
 
     lease: Lease
     endpoint: Endpoint | None
@@ -88,13 +92,21 @@ def finish(broker: Broker, caller: Caller, intent: Intent, *, until_process_ends
     try:
         with broker.closing.hold(intent.lease.id):
             lease, run = _make(broker, caller, intent, secret)
+        migration = intent.grant.manifest.migration
+        runs = migration is not None and not migration.hands_on
         bearer = _bearer(lease, secret) if lease.delivery is Delivery.BEARER else None
-        endpoint = None if bearer else broker.endpoints.open(_endpoint_order(broker, caller, run, lease, secret))
+        endpoint = None
+        if not (bearer or runs):
+            order = _endpoint_order(broker, caller, run, lease, secret, _settings(broker, intent))
+            endpoint = broker.endpoints.open(order)
         broker.owners.serves(lease.id)
         if until_process_ends:
             broker.holders.watch_lease(lease.id, caller)
         # A revocation that came before the endpoint was open found nothing to cut.
         lease = _demand_active(broker, lease.id)
+        if migration is not None and runs:
+            broker.progress.open(lease.id)
+            broker.start_work(partial(run_script, broker, lease, migration, secret))
     except BaseException as error:
         _undo(broker, intent, error)
         raise
@@ -150,6 +162,7 @@ def intend(broker: Broker, unit: Unit, request: AccessRequest, task: Task, decis
     now = broker.now(unit)
     demand_sane_clock(broker.clock.now(), unit.installation.latest_seen)
     _demand_budget(broker, unit, task, now)
+    demand_closed_doors(unit, request.manifest)
     manifest, lifetime, counted = request.manifest, request.lifetime, None
     if Outcome.NEEDS_APPROVAL in (decision.outcome, request.decision.outcome):
         counted = _demand_votes(broker, unit, request, task, decision)
@@ -300,6 +313,8 @@ def _make(broker: Broker, caller: Caller, intent: Intent, secret: Secret) -> tup
     way prolongs nothing.
     """
     lease, issuer = intent.lease, broker.issuer(intent.grant.resource)
+    migrates = intent.grant.manifest.migration is not None
+    before = migrator(issuer).snapshot() if migrates else None
     issuer.create(
         Order(
             lease=lease.id,
@@ -317,6 +332,8 @@ def _make(broker: Broker, caller: Caller, intent: Intent, secret: Secret) -> tup
     with broker.store.write() as unit:
         now = broker.now(unit)
         lease = _activate(broker, unit, lease.id, now)
+        if before is not None:
+            begin(unit, lease, intent.grant.manifest, before, now)
         record = unit.audit.append(
             Event("lease.activated", "broker", {"task": lease.task, "lease": lease.id}, {"role": lease.role}), now
         )
@@ -364,7 +381,9 @@ def _bearer(lease: Lease, secret: Secret) -> Bearer:
     )
 
 
-def _endpoint_order(broker: Broker, caller: Caller, run: Run | None, lease: Lease, secret: Secret) -> EndpointOrder:
+def _endpoint_order(
+    broker: Broker, caller: Caller, run: Run | None, lease: Lease, secret: Secret, settings: Mapping[str, str]
+) -> EndpointOrder:
     base = run.directory if run else broker.runtime_directory
     return EndpointOrder(
         lease=lease.id,
@@ -377,7 +396,13 @@ def _endpoint_order(broker: Broker, caller: Caller, run: Run | None, lease: Leas
         secret=secret,
         ca=lease.target.tls.get("ca"),
         seconds=max(0, lease.expires_at - broker.clock.now()) / SECOND,
+        settings=settings,
     )
+
+
+def _settings(broker: Broker, intent: Intent) -> Mapping[str, str]:
+    migration = intent.grant.manifest.migration
+    return {} if migration is None else migrator(broker.issuer(intent.grant.resource)).session_settings(migration)
 
 
 def _undo(broker: Broker, intent: Intent, error: BaseException) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from taskpass.broker.aftermath import demand_closed_doors, migrator
 from taskpass.broker.context import Broker
 from taskpass.broker.debt import owed, refuse_debtors
 from taskpass.broker.open_task import own_task
@@ -52,7 +53,7 @@ _EVENT = {
 @dataclass(frozen=True, slots=True)
 class Wish:
     """What a caller asks for, as it came: ``lifetime`` in seconds or None for the usual one;
-    ``reason`` is its words.
+    ``reason`` is its words. ``file`` is the text of a migration file, None for anything else.
     """
 
     resource: str
@@ -62,6 +63,7 @@ class Wish:
     reason: str = ""
     task_id: str | None = None
     delivery: Delivery = Delivery.ENDPOINT
+    file: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ class Asked:
     lifetime: int
     reason: str
     decision: Decision
+    file: str | None = None
 
 
 def request_access(broker: Broker, caller: Caller, wish: Wish) -> AccessRequest:
@@ -94,7 +97,8 @@ def ask(broker: Broker, caller: Caller, wish: Wish) -> Asked:
     """
     accept(wish.reason, what="the reason", limit=REASON_BYTES, empty=True)
     offered = broker.resource(wish.resource)
-    scope = offered.scope(wish.access, wish.only)
+    script = None if wish.file is None else migrator(broker.issuer(offered.name)).read_script(wish.file)
+    scope = offered.scope(wish.access, wish.only, script)
     with broker.store.read() as unit:
         task = own_task(broker, unit, caller, wish.task_id)
         debt = owed(unit)
@@ -105,12 +109,14 @@ def ask(broker: Broker, caller: Caller, wish: Wish) -> Asked:
     refuse_debtors(debt, task, offered.name)
     broker.fitness.demand(offered.name)
     manifest = broker.issuer(offered.name).resolve(scope)
+    with broker.store.read() as unit:
+        demand_closed_doors(unit, manifest)
     if manifest.empty:
         nothing = Decision(Outcome.DENY, "nothing_to_grant", Obligations())
         return Asked(task, offered, scope, manifest, DEFAULT_TTL, wish.reason, nothing)
     lifetime = _wanted(wish.lifetime, offered.environment)
     decision = as_asked(decide(broker, task, offered, manifest, lifetime, wish.reason), wish.delivery)
-    return Asked(task, offered, scope, manifest, lifetime, wish.reason, decision)
+    return Asked(task, offered, scope, manifest, lifetime, wish.reason, decision, wish.file)
 
 
 def decide(broker: Broker, task: Task, resource: Resource, manifest: Manifest, lifetime: int, reason: str) -> Decision:
@@ -224,6 +230,8 @@ def record(broker: Broker, unit: Unit, asked: Asked) -> AccessRequest:
         lapses_at=after(now, PENDING_SECONDS),
     )
     unit.requests.add(request)
+    if asked.file is not None and asked.scope.script is not None and decision.outcome is not Outcome.DENY:
+        unit.scripts.add(asked.scope.script.digest, asked.file)
     unit.audit.append(_decided(task, request), now)
     event = _EVENT.get(decision.outcome)
     if event is None:

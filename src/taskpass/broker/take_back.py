@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TypeVar
 
+from taskpass.broker.aftermath import settle
 from taskpass.broker.context import Broker
 from taskpass.broker.late import CLOSED, CLOSING, LateEntry
 from taskpass.core.audit import Event
@@ -203,6 +204,9 @@ def _close(broker: Broker, lease_id: LeaseId) -> Taken | None:
         _note_unproven(broker, lease, Internal(f"a defect while closing: {type(error).__name__}"))
         return None
     confirm(broker, lease, proof, held)
+    with contextlib.suppress(TaskpassError):
+        # What cannot be looked at now blocks, and the sweeper tries again.
+        settle(broker, lease_id)
     return proof
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from taskpass.cli.manifest import print_manifest, quoted
 from taskpass.cli.say import show, style
+from taskpass.cli.script import print_script
 from taskpass.cli.times import when, words
 from taskpass.core.text import visible
 
@@ -35,6 +36,7 @@ def print_card(card: dict[str, Any]) -> None:
     _worth(card.get("capabilities") or {})
     show()
     print_manifest(card["manifest"], card["estimates"])
+    print_script(card["manifest"].get("migration"), card.get("file"))
     show()
     show("Fetched from the target; anybody there may have written it")
     for name, text in card["fetched"].items():

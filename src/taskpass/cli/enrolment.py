@@ -39,10 +39,13 @@ class Wanted:
     levels: tuple[Level, ...] = (Level.READ,)
     verbs: frozenset[Verb] = frozenset()
     """Of a writing access; empty: all."""
+    owner: str = ""
+    """As whom migrations may run; empty: there are none."""
 
     def access(self) -> dict[str, Access]:
-        """What the resource offers: the same tables at each level."""
-        return {level.value: self._access(level) for level in self.levels}
+        """What the resource offers: the same tables at each level, and migrations as the owner."""
+        found = {level.value: self._access(level) for level in self.levels}
+        return found | ({"migrate": Access("migrate", Level.MIGRATE, owner=self.owner)} if self.owner else {})
 
     def _access(self, level: Level) -> Access:
         tables, exclude = self.tables, self.exclude
@@ -97,6 +100,7 @@ class Enrolling:
             found = enrol.survey(connection)
             resource = self._resource(wanted, login, found)
             password, known = self._password(resource)
+            _demand_fit(enrol.judge_owner(connection, wanted.owner))
             keep = known and enrol.accepts(resource.target(), self._installation, password, self._entropy)
             text = enrol.script(self._wish(wanted, password, keep=keep), found.server_version, self._entropy)
             try:
@@ -155,6 +159,7 @@ class Enrolling:
             password,
             keep,
             tuple(writes),
+            wanted.owner,
         )
 
     def _pending(self, wanted: Wanted, login: enrol.Login) -> Secret:

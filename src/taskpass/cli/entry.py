@@ -13,6 +13,7 @@ from taskpass.core.errors import TaskpassError
 
 FAST = {
     "exec": "taskpass.cli.exec",
+    "migrate": "taskpass.cli.migrate",
     "request": "taskpass.cli.request",
     "wait": "taskpass.cli.wait",
     "status": "taskpass.cli.status",

@@ -45,6 +45,9 @@ _STDIN_BYTES = 4096
 @click.option("--verb", "verbs", multiple=True, type=click.Choice(_VERBS), help="Of --access write (all; repeatable).")
 @click.option("--table", "tables", multiple=True, metavar="PATTERN", help="What may be asked for at most (public.*).")
 @click.option("--exclude", multiple=True, metavar="PATTERN", help="What may never be read, nor through anything else.")
+@click.option(
+    "--migrate-owner", default="", metavar="ROLE", help="Let migrations run as this role, which cannot log in."
+)
 @click.option("--node", "nodes", multiple=True, metavar="ADDRESS", help="A replica that an agent could reach.")
 @click.option("--admin-dsn-stdin", is_flag=True, help="Read the administrator's login from stdin.")
 @click.option("--print-sql", is_flag=True, help="Print the script for a DBA instead of running it.")
@@ -69,6 +72,7 @@ def command(
     verbs: tuple[str, ...],
     tables: tuple[str, ...],
     exclude: tuple[str, ...],
+    migrate_owner: str,
     nodes: tuple[str, ...],
     admin_dsn_stdin: bool,
     print_sql: bool,
@@ -105,6 +109,7 @@ def command(
         close_other_databases,
         tuple(dict.fromkeys(Level(level) for level in levels or (Level.READ,))),
         _verbs(levels, verbs),
+        migrate_owner,
     )
     clock, entropy = SystemClock(), SystemEntropy()
     fresh = not installation.exists(directory)

@@ -29,6 +29,7 @@ COMMANDS: Tree = {
     "check": "taskpass.cli.check",
     "run": "taskpass.cli.run",
     "exec": "taskpass.cli.exec",
+    "migrate": "taskpass.cli.migrate",
     "request": "taskpass.cli.request",
     "wait": "taskpass.cli.wait",
     "status": "taskpass.cli.status",
@@ -47,6 +48,12 @@ COMMANDS: Tree = {
         "show": "taskpass.cli.lease.show",
         "revoke": "taskpass.cli.lease.revoke",
         "write-off": "taskpass.cli.lease.write_off",
+    },
+    "widening": {
+        "ls": "taskpass.cli.widening.ls",
+        "show": "taskpass.cli.widening.show",
+        "check": "taskpass.cli.widening.check",
+        "accept": "taskpass.cli.widening.accept",
     },
     "policy": {
         "check": "taskpass.cli.policy.check",
@@ -70,6 +77,7 @@ COMMANDS: Tree = {
 NOUNS = {
     "task": "Tasks: one piece of work of one agent.",
     "lease": "Leases: the life of one access.",
+    "widening": "What migrations left in their databases, and accepting it.",
     "policy": "The policies in the broker's directory.",
     "audit": "The audit record.",
     "store": "What the broker remembers: is it whole, and what after a restore.",

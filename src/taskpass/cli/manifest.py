@@ -23,6 +23,12 @@ _READ = 5
 
 def print_manifest(manifest: Mapping[str, Any], estimates: Mapping[str, int]) -> None:
     """The whole manifest; nothing is left out without saying how much."""
+    if manifest.get("migration"):
+        owner = quoted(manifest["migration"]["owner"])
+        show(
+            f"rights in database {quoted(manifest['database_name'])}: everything that {owner} owns, and what it may do"
+        )
+        return
     objects, dropped = manifest["objects"], manifest["dropped"]
     show(f"rights in database {quoted(manifest['database_name'])}: {len(objects)} object(s)")
     table(

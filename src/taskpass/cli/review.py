@@ -21,6 +21,7 @@ from taskpass.cli import narrowing
 from taskpass.cli.card import print_card
 from taskpass.cli.operator import View, json_option
 from taskpass.cli.say import show, show_json, table, talk
+from taskpass.cli.script import demand_shown
 from taskpass.cli.times import seconds, when, words
 from taskpass.client.line import LineClient
 from taskpass.config.paths import operator_socket
@@ -73,7 +74,7 @@ def command(
     """List pending requests, show one, narrow it, and decide: a signature over exactly the rights that are left."""
     if approve and deny:
         raise InvalidInput("one of --approve and --deny", code="usage")
-    with _people_socket(directory) as client:
+    with people_socket(directory) as client:
         if request is None:
             _list(client, as_json=as_json)
             return 0
@@ -122,7 +123,7 @@ class Wishes:
         )
 
 
-def _people_socket(named: Path | None) -> LineClient:
+def people_socket(named: Path | None) -> LineClient:
     """The socket in a directory that is ours alone, served by us or by root."""
     if "TASKPASS_SOCK" in os.environ:
         raise Denied(
@@ -222,10 +223,12 @@ def _decide(
 ) -> None:
     shown = Manifest.from_json(card["manifest"])
     asked = wishes.asked(shown) if verb == "approve" else shown
+    if verb == "approve":
+        demand_shown(asked.migration, card.get("file"))
     keeps = wishes.keeps(asked) if verb == "approve" else None
     ballot: dict[str, Any] = {
         "request": card["request"],
-        "human": person or _person(client),
+        "human": person or person_of(client),
         "verb": verb,
         "comment": wishes.comment,
     }
@@ -238,7 +241,7 @@ def _decide(
     offered = client.call("challenge", ballot, timeout=_TIMEOUT)
     data = _checked(offered, ballot, narrow(asked, keeps) if keeps is not None else asked)
     _tell(offered, ballot)
-    secret = _secret(ballot["human"], secret_fd)
+    secret = read_secret(ballot["human"], secret_fd)
 
     # scrypt and cryptography are loaded only by somebody who decides.
     from taskpass.keys.reviewer import sign
@@ -282,14 +285,16 @@ def _tell(offered: View, ballot: View) -> None:
     talk(f"          {objects} object(s) for {words(offered['lifetime'])}, digest {offered['digest']}")
 
 
-def _person(client: LineClient) -> str:
+def person_of(client: LineClient) -> str:
+    """Who this account is in the configuration."""
     you = client.call("people", {}, timeout=_TIMEOUT)["you"]
     if str(you).startswith("uid:"):
         raise InvalidInput("this account is nobody in the configuration", hint="say who you are: --as PERSON")
     return str(you)
 
 
-def _secret(person: str, descriptor: int | None) -> Secret:
+def read_secret(person: str, descriptor: int | None) -> Secret:
+    """The reviewer secret, from a descriptor or typed; never from arguments or the environment."""
     if descriptor is not None:
         try:
             data = os.read(descriptor, _SECRET_BYTES)

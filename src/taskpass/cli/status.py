@@ -6,6 +6,7 @@ from taskpass.cli.agent import JSON, View, connect
 from taskpass.cli.say import show, show_json, table
 from taskpass.cli.times import when
 from taskpass.cli.verb import Given, Option, Verb
+from taskpass.cli.widening.rows import print_migrations
 
 
 def _run(given: Given) -> int:
@@ -34,6 +35,7 @@ def _print(view: View) -> None:
         ("LEASE", "STATE", "RESOURCE", "ENDS"),
         [(x["lease"], x["state"], x["resource"], when(x["expires_at"])) for x in leases],
     )
+    print_migrations(view.get("migrations") or [])
     table(
         ("RESOURCE", "ENVIRONMENT", "ACCESS", "SERVED HERE"),
         [

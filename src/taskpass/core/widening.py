@@ -129,6 +129,6 @@ def _stands(each: Widening, item: Item | None) -> bool:
     return item is None or item.detail != each.before
 
 
-def widening_digest(widening: Iterable[Widening]) -> str:
-    """What a person signs who accepts it."""
-    return digest.digest(digest.WIDENING, [each.to_json() for each in widening])
+def widening_digest(lease: str, widening: Iterable[Widening]) -> str:
+    """What a person signs who accepts what the migration of ``lease`` left."""
+    return digest.digest(digest.WIDENING, {"lease": lease, "widening": [each.to_json() for each in widening]})

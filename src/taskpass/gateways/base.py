@@ -12,7 +12,7 @@ Contract
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -27,6 +27,7 @@ class EndpointOrder:
 
     ``namespace`` restricts peers to that pid namespace (``<boot id>/<inode>``) and its descendants; empty restricts to
     ``uid`` alone. ``seconds`` from now until the lease ends, by a clock that nobody sets; None for no end of its own.
+    ``uid`` alone. ``settings`` are those with which every session starts, whatever its client asks for.
     """
 
     lease: LeaseId
@@ -39,6 +40,7 @@ class EndpointOrder:
     secret: Secret = field(repr=False)
     ca: str | None = None
     seconds: float | None = None
+    settings: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
+from taskpass.broker.aftermath import settle_all
 from taskpass.broker.complete_task import end_expired_tasks
 from taskpass.broker.context import Broker
 from taskpass.broker.drill_schedule import drill_due
@@ -47,6 +48,9 @@ DRILL_LOOK = 10
 """Seconds between two looks whether a drill is due."""
 ROTATE_EVERY = 60
 """Seconds between two looks whether a password of the broker's own is due."""
+AFTERMATHS_EVERY = 10
+"""Seconds between two looks at databases that a migration left wider, or that could not be looked at."""
+
 MANIFESTS_EVERY = 15
 WATCH_EVERY = 5
 """Seconds between two looks at sessions that are over their limits: so late may one be ended."""
@@ -126,6 +130,7 @@ class Sweeper:
             _Job("renew", 1, lambda: renew_leases(broker), apart=True),
             _Job("manifests", MANIFESTS_EVERY, lambda: end_wider_leases(broker), apart=True),
             _Job("watch", WATCH_EVERY, self._watch),
+            _Job("aftermaths", AFTERMATHS_EVERY, lambda: settle_all(broker), apart=True),
             _Job("reconcile", RECONCILE_EVERY, self._reconcile, apart=True),
             _Job("drill", DRILL_LOOK, lambda: drill_due(broker), apart=True),
             _Job("rotate", ROTATE_EVERY, rotate, apart=True),

@@ -24,8 +24,9 @@ from taskpass.core.request import AccessRequest, RequestState
 from taskpass.core.separation import serves
 from taskpass.identity.base import Caller, Peer
 from taskpass.server.changed import Changed
+from taskpass.server.migration_methods import follow_migration
 from taskpass.server.params import Params
-from taskpass.server.views import lease_view, request_view, task_view
+from taskpass.server.views import aftermath_view, lease_view, request_view, task_view
 
 MAX_WAIT = 45
 """Seconds a call may wait: no tool call waits longer (design: interfaces.md)."""
@@ -50,6 +51,7 @@ class AgentMethods:
             "request_status": self._request_status,
             "cancel_request": self._cancel_request,
             "issue": self._issue,
+            "migration": self._migration,
             "release": self._release,
             "complete_task": self._complete_task,
             "status": self._status,
@@ -104,6 +106,7 @@ class AgentMethods:
             lifetime=params.optional_integer("ttl"),
             reason=params.text("reason", ""),
             task_id=params.optional_text("task"),
+            file=params.optional_text("file"),
             delivery=_delivery(params.text("delivery", Delivery.ENDPOINT)),
         )
         connect = params.flag("connect")
@@ -146,6 +149,9 @@ class AgentMethods:
         issued = issue_lease(self._broker, caller, request_id, until_process_ends=holder == "process")
         return lease_view(issued.lease, issued.endpoint, issued.bearer)
 
+    def _migration(self, params: Params, caller: Caller) -> dict[str, object]:
+        return follow_migration(self._broker, params, caller)
+
     def _release(self, params: Params, caller: Caller) -> dict[str, object]:
         lease_id = LeaseId(parse_id("lse", params.text("lease")))
         params.done()
@@ -171,10 +177,12 @@ class AgentMethods:
                 return {"task": None, "separation": caller.separation.word, **self._list_resources(Params({}), caller)}
             requests = unit.requests.list(task=TaskId(task.id), limit=MAX_LISTED)
             leases = unit.leases.list(states=UNENDED, task=task.id)
+            migrations = unit.aftermaths.list(task=task.id, limit=MAX_LISTED)
         return {
             **task_view(task),
             "requests": [request_view(request) for request in requests],
             "leases": [lease_view(lease) for lease in leases],
+            "migrations": [aftermath_view(found) for found in migrations],
             **self._list_resources(Params({}), caller),
         }
 

@@ -22,6 +22,7 @@ from taskpass.broker.review_request import Ballot, prepare_vote, vote
 from taskpass.broker.revoke import Selector, revoke, select
 from taskpass.broker.runs import end_run, prepare_run
 from taskpass.broker.take_back import write_off
+from taskpass.core.aftermath import BLOCKING
 from taskpass.core.approval import Verdict
 from taskpass.core.clock import rfc3339
 from taskpass.core.errors import InvalidInput, StoreUnavailable, TaskpassError
@@ -33,8 +34,9 @@ from taskpass.core.task import TaskState
 from taskpass.core.text import REASON_BYTES, accept
 from taskpass.identity.base import Caller, Peer
 from taskpass.server.changed import Changed
+from taskpass.server.migration_methods import WideningMethods
 from taskpass.server.params import Params
-from taskpass.server.views import card, lease_view, request_view, task_view, vote_view
+from taskpass.server.views import aftermath_view, card, lease_view, request_view, task_view, vote_view
 
 MAX_LISTED = 500
 """Rows in one answer, which has to fit in one line; it says whether there are more."""
@@ -70,6 +72,7 @@ class PeopleMethods:
             "drill": self._drill,
             "people": self._people,
             "health": self._health,
+            **WideningMethods(broker).methods(),
         }
 
     def __call__(self, method: str, params: dict[str, object], peer: Peer) -> dict[str, object]:
@@ -117,8 +120,10 @@ class PeopleMethods:
             request = unit.requests.get(request_id)
             task = unit.tasks.get(request.task)
             votes = unit.approvals.of_request(request_id)
+            script = request.scope.script
+            file = unit.scripts.get(script.digest) if script and request.state is not RequestState.DENIED else None
         return {
-            **card(request, task, self._estimates(request), stated(self._broker, request.scope)),
+            **card(request, task, self._estimates(request), stated(self._broker, request.scope), file),
             "votes": [vote_view(item) for item in votes],
         }
 
@@ -186,6 +191,9 @@ class PeopleMethods:
                 **task_view(task),
                 "requests": [request_view(item) for item in unit.requests.list(task=task_id, limit=MAX_LISTED)],
                 "leases": [lease_view(item, people=True) for item in unit.leases.list(task=task_id, limit=MAX_LISTED)],
+                "migrations": [
+                    aftermath_view(item, people=True) for item in unit.aftermaths.list(task=task_id, limit=MAX_LISTED)
+                ],
             }
 
     def _complete_task(self, params: Params, peer: Peer) -> dict[str, object]:
@@ -287,6 +295,7 @@ class PeopleMethods:
         with self._broker.store.read() as unit:
             installation, (seq, hash_) = unit.installation, unit.audit.head()
             unended = unit.leases.list(states=UNENDED)
+            blocking = unit.aftermaths.list(states=BLOCKING, limit=MAX_LISTED)
         return {
             "installation": installation.id,
             "epoch": installation.epoch,
@@ -295,6 +304,7 @@ class PeopleMethods:
             "audit_head": {"seq": seq, "hash": hash_},
             "leases": {state.value: sum(x.state is state for x in unended) for state in LeaseState if state in UNENDED},
             "debt": [lease_view(item, people=True) for item in unproven(unended)],
+            "migrations": [aftermath_view(item, people=True) for item in blocking],
             "drills": drill_states(self._broker),
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from taskpass.core.aftermath import BLOCKING, Aftermath
 from taskpass.core.approval import Approval
 from taskpass.core.bearer import Bearer
 from taskpass.core.clock import Instant, rfc3339
@@ -11,6 +12,11 @@ from taskpass.core.manifest import Manifest
 from taskpass.core.request import AccessRequest, RequestState
 from taskpass.core.task import Task
 from taskpass.gateways.base import Endpoint
+
+MAX_WIDENING = 50
+"""Items of what one migration left, in a list; ``more`` says how many are not shown."""
+MAX_WIDENING_SHOWN = 800
+"""The same where one migration is shown alone, to be decided on."""
 
 
 def when(at: Instant | None) -> str | None:
@@ -72,6 +78,8 @@ def _for_agents(capabilities: dict[str, object]) -> dict[str, object]:
 
 
 def _granted(manifest: Manifest) -> list[str]:
+    if manifest.migration:
+        return [f"everything that {manifest.migration.owner} owns"]
     return [f"{item.schema}.{item.name}" for item in manifest.objects]
 
 
@@ -139,10 +147,41 @@ def _proof_for_agents(lease: Lease) -> dict[str, object]:
     return {**shown, "nodes": len(nodes)} if isinstance(nodes, dict) else shown  # pyright: ignore[reportUnknownArgumentType]
 
 
+def aftermath_view(found: Aftermath, *, people: bool = False, limit: int = MAX_WIDENING) -> dict[str, object]:
+    """What a migration left. ``people`` adds who accepted it, and why."""
+    view: dict[str, object] = {
+        "lease": found.lease,
+        "task": found.task,
+        "resource": found.resource,
+        "state": found.state.value,
+        "blocks": found.state in BLOCKING,
+        "ran": found.ran.value if found.ran else None,
+        "widening": [each.to_json() for each in found.widening[:limit]],
+        "more": max(0, len(found.widening) - limit),
+        "opened_at": when(found.opened_at),
+        "looked_at": when(found.looked_at),
+    }
+    if people:
+        view |= {
+            "error": found.error,
+            "decided_at": when(found.decided_at),
+            "decided_by": found.decided_by,
+            "comment": found.comment,
+        }
+    return view
+
+
 def card(
-    request: AccessRequest, task: Task, estimates: dict[int, int], capabilities: dict[str, object]
+    request: AccessRequest,
+    task: Task,
+    estimates: dict[int, int],
+    capabilities: dict[str, object],
+    file: str | None = None,
 ) -> dict[str, object]:
-    """What a person decides on, in three classes that must look different: only ``facts`` may look official."""
+    """What a person decides on, in three classes that must look different: only ``facts`` may look official.
+
+    ``file`` is the text of a migration file: the agent's words, to which the manifest's digest binds the decision.
+    """
     return {
         "request": request.id,
         "state": request.state.value,
@@ -170,6 +209,7 @@ def card(
             "ticket": task.ticket.to_json(),
             "reason": request.reason,
         },
+        "file": file,
         "manifest": request.manifest.to_json(),
         "estimates": {str(oid): rows for oid, rows in estimates.items()},
         "capabilities": capabilities,

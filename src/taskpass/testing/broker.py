@@ -324,6 +324,8 @@ class Harness:
     fitness: TargetFitness = field(init=False)
     sweeper: Sweeper = field(init=False)
     reserve: int = 1
+    hold_work: Callable[[Callable[[], object]], bool] = lambda work: False
+    """What outlives a call runs inside it, unless this takes it and answers True."""
     machine: str = "laptop"
     budgets: Budgets = field(default_factory=Budgets)
     """Holds from the next start on."""
@@ -373,6 +375,7 @@ class Harness:
             store_is_copy=lambda: self.witness.contradicted,
             witnessed=self.witness.seen,
             accept_store=self.witness.adopt,
+            start_work=lambda work: None if self.hold_work(work) else work(),
         )
         self.sweeper = Sweeper(
             self.broker,
@@ -407,6 +410,7 @@ class Harness:
         access = {
             "read": Access("read", Level.READ, tables, exclude),
             "write": Access("write", Level.WRITE, tables, exclude),
+            "migrate": Access("migrate", Level.MIGRATE, owner="orders_owner"),
         }
         resources = {
             name: Resource(

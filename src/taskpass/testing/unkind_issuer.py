@@ -9,10 +9,11 @@ on the target to mend its own races is found out here.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from taskpass.core.aftermath import Ran
 from taskpass.core.clock import SECOND, Clock, Instant
 from taskpass.core.errors import ManifestChanged, NotProven, TargetUnavailable, TargetUnfit, TaskpassError
 from taskpass.core.ids import InstallationId, RoleName, lease_of_role
@@ -25,6 +26,7 @@ from taskpass.core.manifest import (
     Held,
     Kind,
     Manifest,
+    Migration,
     ObjectRights,
     Reach,
     Through,
@@ -32,7 +34,9 @@ from taskpass.core.manifest import (
     is_within,
 )
 from taskpass.core.scope import Level, Scope, Verb
+from taskpass.core.script import Script, script_digest
 from taskpass.core.secret import Secret
+from taskpass.core.widening import Item, Snapshot
 from taskpass.issuers.base import (
     Capabilities,
     Finding,
@@ -40,6 +44,7 @@ from taskpass.issuers.base import (
     Inventory,
     Order,
     Overdue,
+    Progress,
     RevocationSpeed,
     Taken,
     close_each,
@@ -105,7 +110,8 @@ class UnkindTarget:
     the answer proves nothing. ``blocked`` names roles that cannot be cleaned, ``block_all`` means all. ``unfit`` are
     preflight findings. ``calls`` lists every call; ``before`` and ``after`` run around each one, outside the lock, with
     its name. ``fail_at`` makes the call of that number (from 1) fail, after its effect if ``fail_late``. ``overdue``:
-    sessions that will be found over a limit.
+    sessions that will be found over a limit. ``doors`` is
+    what a snapshot shows; ``scripts`` are the files that were run, and ``runs`` is what running one does.
     """
 
     def __init__(self, clock: Clock, *, cluster: str = "7000000000000000001", database: int = 16384) -> None:
@@ -130,6 +136,9 @@ class UnkindTarget:
         self.overdue: list[Overdue] = []
         self.epoch = 0
         self.audit_seq = 0
+        self.doors: dict[str, Item] = {}
+        self.scripts: list[str] = []
+        self.runs: Callable[[str], Ran] = lambda text: Ran.COMMITTED
         self._waiting: list[Callable[[], None]] = []
         self._oids = iter(range(16400, 1_000_000))
 
@@ -255,6 +264,7 @@ class UnkindIssuer:
             per_object=True,
             delivers_endpoint=True,
             changes_data=level is not Level.READ,
+            changes_schema=level is Level.MIGRATE,
             limits=dict.fromkeys(BOUNDS, Enforced.TARGET),
         )
 
@@ -273,6 +283,31 @@ class UnkindIssuer:
     def resolve(self, scope: Scope) -> Manifest:
         with self._server.call("resolve"):
             return self._resolve(scope)
+
+    def read_script(self, text: str) -> Script:
+        lines = [number for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+        return Script(script_digest(text), len(text.encode()), True, tuple((line, "STATEMENT") for line in lines))
+
+    def session_settings(self, migration: Migration) -> Mapping[str, str]:
+        return {"role": migration.owner}
+
+    def run_script(
+        self, role: RoleName, secret: Secret, owner: str, text: str, tell: Callable[[Progress], None]
+    ) -> Ran:
+        with self._server.call("run_script"):
+            session = self._server.login(role, secret.reveal())
+        for line, kind in self.read_script(text).statements:
+            tell(Progress("begun", line, line, kind))
+        ran = self._server.runs(text)
+        if not session.alive:
+            tell(Progress("failed", text="the access ended while the file was run"))
+            return Ran.ROLLED_BACK
+        self._server.scripts.append(text)
+        return ran
+
+    def snapshot(self) -> Snapshot:
+        with self._server.call("snapshot"):
+            return dict(self._server.doors)
 
     def estimate_rows(self, manifest: Manifest) -> dict[int, int]:
         with self._server.call("estimate_rows"):
@@ -398,6 +433,15 @@ class UnkindIssuer:
         self._remember(order.audit_head)
 
     def _resolve(self, scope: Scope) -> Manifest:
+        if scope.level is Level.MIGRATE:
+            return Manifest(
+                cluster=self._server.cluster,
+                database=self._server.database,
+                database_name="orders",
+                level=scope.level,
+                objects=(),
+                migration=Migration(scope.owner, 10, scope.script),
+            )
         objects: list[ObjectRights] = []
         dropped: list[Dropped] = []
         for table in sorted(self._server.tables.values(), key=lambda t: t.oid):

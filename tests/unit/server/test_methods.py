@@ -31,6 +31,7 @@ AGENT = {
     "request_status": {"request": REQ, "wait": 0},
     "cancel_request": {"request": REQ},
     "issue": {"request": REQ, "holder": "process"},
+    "migration": {"lease": LSE, "after": 0, "wait": 0},
     "release": {"lease": LSE},
     "complete_task": {"task": TSK},
     "status": {"task": TSK},
@@ -54,11 +55,17 @@ PEOPLE = {
     "survey_store": {},
     "adopt_store": {"mark": "sha256:0", "without": []},
     "drill": {"resource": "orders-dev"},
+    "widenings": {"all": True},
+    "show_widening": {"lease": LSE},
+    "check_widening": {"lease": LSE},
+    "widening_challenge": {"lease": LSE, "human": "dora@acme.example", "comment": "why"},
+    "accept_widening": {"lease": LSE, "human": "dora@acme.example", "comment": "why", "nonce": "n", "signature": "s"},
     "people": {},
     "health": {},
 }
 DECIDING = {
     *("challenge", "vote", "revoke", "drill", "write_off", "adopt_store", "people", "health", "show_request"),
+    *("widening_challenge", "accept_widening"),
     "requests",
 }
 
@@ -286,6 +293,7 @@ def test_agents_are_told_nothing_about_people_rules_addresses_and_other_tasks(h,
     say("cancel_request", request=other_request.id)
     say("release", lease=other_lease.id)
     say("complete_task", task=task.id)
+    say("migration", lease=other_lease.id)
     say("status")
     say("release", lease=lease["lease"])
     held = say("issue", request=say("request_access", resource=DEV)["request"])

@@ -9,6 +9,7 @@ import click
 from taskpass.cli.operator import call, directory_option, json_option
 from taskpass.cli.say import fields, show_json, table
 from taskpass.cli.times import when
+from taskpass.cli.widening.rows import print_migrations
 
 
 @click.command("show")
@@ -44,3 +45,4 @@ def command(task: str, directory: Path, as_json: bool) -> None:
         ("LEASE", "STATE", "RESOURCE", "ROLE", "ENDS"),
         [(x["lease"], x["state"], x["resource"], x["role"], when(x["expires_at"])) for x in view["leases"]],
     )
+    print_migrations(view["migrations"])

@@ -153,7 +153,7 @@ class Session:
             database=self._service.route.address.database,
             secret=order.secret,
             nonce=self._service.entropy.bytes(_NONCE_BYTES).hex(),
-            parameters={"application_name": order.lease, **parameters},
+            parameters={"application_name": order.lease, **parameters, **order.settings},
             binding=channel_binding(target),
         )
 

@@ -218,13 +218,26 @@ class Wish:
     keep_password: bool
     """A login that is there already keeps its password: the broker may have replaced this one since."""
     writes: tuple[kit.Writing, ...] = ()
+    owner: str = ""
+
+
+def judge_owner(connection: Connection, owner: str) -> list[Finding]:
+    """Why nobody can migrate as ``owner``, with the SQL that mends it; empty if nothing is wrong or there is none."""
+    return kit.judged_owners(connection, [owner] if owner else [])
 
 
 def script(wish: Wish, server_version: int, entropy: Entropy) -> str:
     """What the administrator runs: the same text that ``install`` runs. It holds a verifier and no password."""
     verifier = scram.verifier(wish.password, entropy, iterations=scram.BEARER_ITERATIONS)
+    owners = (wish.owner,) if wish.owner else ()
     enrolment = kit.Enrolment(
-        wish.installation, verifier, wish.tables, wish.exclude, keep_password=wish.keep_password, writes=wish.writes
+        wish.installation,
+        verifier,
+        wish.tables,
+        wish.exclude,
+        keep_password=wish.keep_password,
+        writes=wish.writes,
+        owners=owners,
     )
     return kit.install_sql(server_version, enrolment) + (kit.give_password_sql(enrolment) if wish.keep_password else "")
 

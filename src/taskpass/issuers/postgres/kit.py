@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import Any, LiteralString, cast
 
@@ -138,7 +138,31 @@ def lacking(connection: psycopg.Connection[Any]) -> list[Finding]:
     if connection.execute(_VISIBLE).fetchone() is None:
         return []
     found = connection.execute(_file("lacking.sql")).fetchall()
-    return [Finding(check, Severity(severity), message, fix) for check, severity, message, fix in found]
+    findings = [Finding(check, Severity(severity), message, fix) for check, severity, message, fix in found]
+    return findings + _lacking_for_owners(connection)
+
+
+def _lacking_for_owners(connection: psycopg.Connection[Any]) -> list[Finding]:
+    """Warnings only: reading goes on where nobody can migrate any more."""
+    if connection.execute("SELECT to_regclass('taskpass.owner') IS NOT NULL").fetchone() != (True,):
+        return []
+    owners = [name for (name,) in connection.execute("SELECT role::text FROM taskpass.owner ORDER BY 1").fetchall()]
+    found = [replace(finding, severity=Severity.WARNING) for finding in judged_owners(connection, owners)]
+    lacking_admin = connection.execute(_LACKING_ADMIN).fetchall()
+    found += [
+        Finding("migrate_owner", Severity.WARNING, f"the kit may not let migrations run as {name}", fix)
+        for name, fix in lacking_admin
+    ]
+    return found
+
+
+def judged_owners(connection: psycopg.Connection[Any], owners: list[str]) -> list[Finding]:
+    """A finding for each of ``owners`` that cannot be migrated as, with the SQL that separates owner and login."""
+    found = connection.execute(_file("owners_judged.sql"), {"owners": owners}).fetchall() if owners else []
+    return [
+        Finding("migrate_owner", Severity.FATAL, f"nobody can migrate as {name}: it {why}", fix)
+        for name, why, fix in found
+    ]
 
 
 def _file(name: str) -> LiteralString:
@@ -233,6 +257,14 @@ SELECT FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.re
 _SETTINGS = """
 SELECT current_setting('track_activities')::boolean AND to_regprocedure('taskpass.overdue()') IS NOT NULL,
        coalesce(has_parameter_privilege(to_regrole('taskpass_kit')::oid, 'temp_file_limit', 'SET'), false)
+"""
+
+_LACKING_ADMIN = """
+SELECT o.role::text, format('GRANT %I TO taskpass_kit WITH ADMIN TRUE, INHERIT FALSE, SET FALSE;', o.role)
+  FROM taskpass.owner o JOIN pg_roles r ON r.rolname = o.role
+ WHERE current_setting('server_version_num')::integer >= 160000
+   AND NOT EXISTS (SELECT FROM pg_auth_members m WHERE m.roleid = r.oid AND m.admin_option
+                                                   AND m.member = to_regrole('taskpass_kit'))
 """
 
 _UPGRADE = """\

@@ -6,6 +6,7 @@ The lease that runs acts as the owner from the start of its session (kit.sql, ``
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -78,9 +79,16 @@ def take_snapshot(connection: Connection) -> dict[str, Item]:
     with driver_errors("taking a snapshot of the catalogue"):
         rows = fetch(connection, query("snapshot"))
     return snapshot(
-        Item(kind, name, detail, frozenset(_COUNTS[letter] for letter in counts), parent, tuple(excuses))
+        Item(kind, name, _bounded(detail), frozenset(_COUNTS[letter] for letter in counts), parent, tuple(excuses))
         for kind, name, detail, counts, parent, excuses in rows
     )
+
+
+def _bounded(detail: str) -> str:
+    """A definition may be long; what was cut off still tells one from another."""
+    if len(detail) <= MAX_WORDS:
+        return detail
+    return f"{detail[:MAX_WORDS]}… sha256 {hashlib.sha256(detail.encode()).hexdigest()[:16]}"
 
 
 # ---- running a file ----
