@@ -109,8 +109,6 @@ def ask(broker: Broker, caller: Caller, wish: Wish) -> Asked:
     refuse_debtors(debt, task, offered.name)
     broker.fitness.demand(offered.name)
     manifest = broker.issuer(offered.name).resolve(scope)
-    with broker.store.read() as unit:
-        demand_closed_doors(unit, manifest)
     if manifest.empty:
         nothing = Decision(Outcome.DENY, "nothing_to_grant", Obligations())
         return Asked(task, offered, scope, manifest, DEFAULT_TTL, wish.reason, nothing)
@@ -200,6 +198,7 @@ def record(broker: Broker, unit: Unit, asked: Asked) -> AccessRequest:
     demand_sane_clock(broker.clock.now(), unit.installation.latest_seen)
     if unit.tasks.get(task.id).state is not TaskState.OPEN:
         raise Expired("the task has ended", hint="open a new one")
+    demand_closed_doors(unit, manifest)
     lifetime = max(1, min(asked.lifetime, decision.obligations.max_ttl, seconds_between(now, task.expires_at)))
     digest = digest_of(
         unit,

@@ -380,8 +380,10 @@ END $kit$;
 -- What a role holds anywhere, as text: one line per object of which the catalogue says that it is in its access list or
 -- its property. Other databases' objects are named by number.
 CREATE OR REPLACE FUNCTION taskpass.held(holder oid) RETURNS SETOF text
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $kit$
-    SELECT CASE
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $kit$
+BEGIN
+    -- In this language, because it keeps the plan, which takes longer to make than to run.
+    RETURN QUERY SELECT CASE
         WHEN d.deptype <> 'a' OR d.dbid NOT IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
             THEN format('%s of %s %s in %s', d.deptype, d.classid::regclass, d.objid, d.dbid)
         WHEN d.classid = 'pg_database'::regclass THEN
@@ -399,8 +401,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $kit$
                FROM pg_class o, aclexplode(o.relacl) a WHERE o.oid = d.objid AND a.grantee = holder)
         ELSE format('%s of %s %s.%s', d.deptype, d.classid::regclass, d.objid, d.objsubid)
         END
-      FROM pg_shdepend d WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid = holder
-$kit$;
+      FROM pg_shdepend d WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid = holder;
+END $kit$;
 
 -- Refuses unless `holder` holds exactly `rights` (or nothing, for NULL) and is an ordinary role.
 CREATE OR REPLACE FUNCTION taskpass.demand_exact(holder oid, rights jsonb) RETURNS void

@@ -33,7 +33,8 @@ def read(connection: psycopg.Connection[Any], role: str) -> Rights:
     # MAINTAIN exists since 17, and has_table_privilege refuses words that it does not know.
     query = _RIGHTS.replace("{maintain}", ", ('MAINTAIN')" if connection.info.server_version >= 170000 else "")
     with driver_errors("reading the rights back"):
-        rows = connection.execute(query.encode(), [role]).fetchall()
+        # Prepared, because planning takes longer than running and every lease asks.
+        rows = connection.execute(query.encode(), [role], prepare=True).fetchall()
     return {(oid, verb): frozenset(columns) for oid, verb, columns in rows}
 
 
