@@ -121,8 +121,6 @@ def _budgets(table: Table) -> Budgets:
     names = [item.name for item in fields(Budgets)]
     budgets = Budgets(**{name: table.number(name) for name in names if table.has(name)})
     table.done()
-    if budgets.connections_percent > 100:
-        raise ConfigInvalid("budgets.connections_percent must be 1 to 100")
     return budgets
 
 

@@ -24,9 +24,6 @@ WINDOW = 600
 COOL_DOWN = 600
 """Seconds after a person's "no" during which the same party is not heard again about the same rights."""
 
-SMALLEST_SHARE = 2
-"""Connections that a lease needs to be of use to an ordinary client."""
-
 RECORDS_OF_REQUEST = 6 * 1024
 """Audit bytes that a request causes beside its own texts: decided, intended, activated, closing, closed, cleaned."""
 
@@ -38,7 +35,6 @@ class Budgets:
     ``pending`` questions that wait for a person; ``leases`` and ``leases_of_task`` that may be usable, those not proven
     closed included. Within ``WINDOW``: ``requests`` recorded, ``prompts`` among them that ask a person, ``tasks``
     opened, ``text_bytes`` written by agents into them, ``record_bytes`` of audit that all of it causes.
-    ``connections_percent`` of the connections that a target has free is the most that a party's leases may open there.
     """
 
     pending: int = 5
@@ -49,7 +45,6 @@ class Budgets:
     leases: int = 10
     text_bytes: int = 64 * 1024
     record_bytes: int = 4 * 1024 * 1024
-    connections_percent: int = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,18 +103,3 @@ def is_cooling(denied: Manifest, asked: Manifest) -> bool:
     if not {item.oid for item in denied.objects} & {item.oid for item in asked.objects}:
         return False
     return not is_within(asked, denied) or is_within(denied, asked)
-
-
-def connections_for(share: int, held: int, most: int) -> int:
-    """Connections for one more lease of a party that holds ``held`` on a target, so that all of them stay in ``share``.
-
-    ``most`` is what a lease usually gets. The more are held, the fewer: a lease that was made when n were held never
-    has more than the n-th of this series, so the sum holds whichever of them ended meanwhile. 0 if nothing is left.
-    """
-    for _ in range(held):
-        share -= _portion(share, most)
-    return _portion(share, most)
-
-
-def _portion(left: int, most: int) -> int:
-    return 0 if left < SMALLEST_SHARE else min(most, max(SMALLEST_SHARE, left // 4))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from taskpass.core.aftermath import Ran
+from taskpass.core.errors import TargetUnfit
 from taskpass.core.scope import Level, Scope
 from taskpass.core.widening import remaining, widened
 from tests.conftest import Database
@@ -126,6 +127,15 @@ def test_a_clean_file_runs_as_the_owner_and_widens_nothing(shop):
     assert [step.rows for step in done if step.text.startswith(("UPDATE", "INSERT"))] == [10, 3]
     assert done[0].line == 3
     assert widened(before, shop.broker.issuer.snapshot()) == ()
+
+
+def test_hands_on_is_refused_where_a_transaction_could_be_prepared_and_outlive_it(shop):
+    """The servers of these tests let transactions be prepared. Such a one would be the owner's, not the lease's."""
+    with pytest.raises(TargetUnfit) as refused:
+        shop.broker.issuer.resolve(shop.scope)
+    assert refused.value.code == "prepared_transactions"
+    script = shop.broker.issuer.read_script("SELECT 1")
+    assert shop.broker.issuer.resolve(replace(shop.scope, script=script)).migration is not None
 
 
 DOORS = {

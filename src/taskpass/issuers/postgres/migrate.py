@@ -38,7 +38,8 @@ _COUNTS = {"a": Change.ADDED, "c": Change.CHANGED, "r": Change.REMOVED}
 
 _WHERE = """
 SELECT (SELECT system_identifier::text FROM pg_control_system()), d.oid::bigint, d.datname::text,
-       (SELECT r.oid::bigint FROM pg_roles r WHERE r.rolname = %(owner)s), taskpass.judge_owner(%(owner)s)
+       (SELECT r.oid::bigint FROM pg_roles r WHERE r.rolname = %(owner)s), taskpass.judge_owner(%(owner)s),
+       current_setting('max_prepared_transactions')::int > 0
   FROM pg_database d WHERE d.datname = current_database()
 """
 
@@ -46,9 +47,17 @@ SELECT (SELECT system_identifier::text FROM pg_control_system()), d.oid::bigint,
 def resolve(connection: Connection, scope: Scope) -> Manifest:
     """What migrating as ``scope.owner`` means here now. Raises ``TargetUnfit`` for an owner that is not fit for it."""
     with driver_errors("looking at the owner"):
-        cluster, database, name, owner, unfit = connection.execute(_WHERE, {"owner": scope.owner}).fetchall()[0]
+        row = connection.execute(_WHERE, {"owner": scope.owner}).fetchall()[0]
+    cluster, database, name, owner, unfit, prepares = row
     if unfit is not None or owner is None:
         raise _unfit(scope.owner, str(unfit or ""))
+    if prepares and scope.script is None:
+        # A prepared transaction belongs to the owner, so closing could not tell whose it is and prove nothing is left.
+        raise TargetUnfit(
+            "hands-on is refused where transactions can be prepared: they would outlive the access",
+            hint="run a file with taskpass migrate, or set max_prepared_transactions = 0 on the server",
+            code="prepared_transactions",
+        )
     return Manifest(
         cluster=cluster,
         database=database,
