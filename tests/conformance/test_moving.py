@@ -14,7 +14,6 @@ from taskpass.store.open import Create, database_of, open_reader, open_store
 from taskpass.store.tables import metadata
 from taskpass.testing.suites.records import NOW, Counting, FixedClock, Records, event
 from taskpass.testing.suites.store_place import lease_in
-from tests.postgres_stores import StoreServer
 
 
 class Home:
@@ -58,11 +57,6 @@ class Home:
             made.close()
 
 
-@pytest.fixture(scope="module")
-def store_server(servers, tmp_path_factory):
-    return StoreServer(servers(16), tmp_path_factory.mktemp("stores"))
-
-
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.service)])
 def home(request, tmp_path):
     if request.param == "sqlite":
@@ -71,7 +65,7 @@ def home(request, tmp_path):
         yield made
         made.close()
         return
-    place = request.getfixturevalue("store_server").empty()
+    place = request.getfixturevalue("store_servers")(16).empty()
     made = Home(tmp_path, place.url, place.access)
     yield made
     made.close()

@@ -101,7 +101,7 @@ def test_a_session_that_the_fence_let_through_is_noticed(broker, drill, monkeypa
         try:
             admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = %s", [played.role])
             until(lambda: _past_the_check(admin), what="the session's start")
-            monkeypatch.setattr(close, "_starting", lambda node: set())
+            monkeypatch.setattr(close, "starting", lambda node: set())
             played.clients.ordered()
             assert broker.issuer.close(played.role, audit_head="").answer == "AuthenticationOk,28000"
             met = {each.kind: each.ended for each in played.clients.met()}

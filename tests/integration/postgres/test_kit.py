@@ -149,6 +149,12 @@ def test_every_routine_belongs_to_the_kit_and_only_the_offered_ones_are_the_brok
             "overdue",
             "judge_owner",
             "version",
+            "close_many",
+            "sweep_many",
+            "prepared_many",
+            "fence",
+            "seal_many",
+            "clean_many",
         )
     }
     for name, owner, definer, may, public, config in found:
