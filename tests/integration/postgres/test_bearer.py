@@ -37,7 +37,7 @@ def encrypted(broker, tmp_path):
         place = server.data / path.name
         os.chown(place, server.data.stat().st_uid, server.data.stat().st_gid)
         place.chmod(0o600)
-    server.configure(ssl="on")
+    server.configure(ssl="on", ssl_cert_file="server.crt", ssl_key_file="server.key")
     yield tmp_path / "server.crt", certificate(tmp_path, "other")[0]
     server.configure(ssl="off")
 

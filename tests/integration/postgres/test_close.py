@@ -513,7 +513,7 @@ def authority(broker, tmp_path):
         pytest.skip("this build of the server has no TLS")
     trusted, key = certificate(tmp_path, "trusted")
     present(server, trusted, key)
-    server.configure(ssl="on")
+    server.configure(ssl="on", ssl_cert_file="server.crt", ssl_key_file="server.key")
     server.rewrite_hba("host all postgres all scram-sha-256\nhostssl all all all scram-sha-256\n")
     yield trusted
     server.rewrite_hba()
