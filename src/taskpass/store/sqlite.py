@@ -15,19 +15,16 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from sqlalchemy.pool import QueuePool
 
 from taskpass.core.errors import ConfigInvalid, Conflict, IllegalTransition, Internal, StoreUnavailable, TaskpassError
 from taskpass.store import rules, triggers
-
-_WRITES = "taskpass_writes"
-"""Execution option of a connection: its transactions begin with the write lock held."""
 
 BUSY_SECONDS = 5.0
 QUICK_CHECK_BYTES = 16 * 2**20
@@ -102,7 +99,6 @@ class SqliteDatabase:
         self.place = str(path)
         self._timeout = timeout
         self.engine = _engine(partial(_open_reading if reading else _open_writing, path, timeout))
-        self._writing = self.engine.execution_options(**{_WRITES: True})
 
     def meaning(self, error: Exception) -> TaskpassError:
         return translate(error)
@@ -132,9 +128,12 @@ class SqliteDatabase:
         triggers.install(connection)
 
     def begin(self, *, writes: bool) -> Connection:
-        connection = (self._writing if writes else self.engine).connect()
+        connection = self.engine.connect()
         try:
             connection.begin()
+            # Said to the driver and not by an event of the library, which would slow every statement down.
+            driver = cast(sqlite3.Connection, connection.connection.driver_connection)
+            driver.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
         except BaseException:
             connection.close()
             raise
@@ -196,22 +195,15 @@ def _connect(path: Path, mode: str, timeout: float) -> sqlite3.Connection:
         f"file:{quote(str(path))}?{mode}",
         uri=True,
         timeout=timeout,
-        isolation_level=None,  # the driver begins nothing by itself; ``_begin`` does
+        isolation_level=None,  # the driver begins nothing by itself; ``SqliteDatabase.begin`` does
         check_same_thread=False,
     )
 
 
 def _engine(connect: Callable[[], sqlite3.Connection]) -> Engine:
-    made = create_engine(
+    return create_engine(
         "sqlite://", creator=connect, poolclass=QueuePool, pool_size=8, max_overflow=-1, hide_parameters=True
     )
-    event.listen(made, "begin", _begin)
-    return made
-
-
-def _begin(connection: Connection) -> None:
-    writes = connection.get_execution_options().get(_WRITES)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 _MEANING: dict[str, tuple[str, str]] = {
