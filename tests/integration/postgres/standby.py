@@ -28,6 +28,8 @@ def streaming(primary: EmbeddedServer, **options: str) -> Iterator[EmbeddedServe
         durable=False,
     )
     directory = copy._make_directory()
+    # Each new database and each copy is a checkpoint, and a checkpoint removes what a slow walsender has yet to send.
+    primary.configure(wal_keep_size="1GB")
     with primary.connect() as admin:
         admin.execute("SELECT pg_backup_start('standby', true)")
         ignored = shutil.ignore_patterns("postmaster.*", "pg_stat_tmp", "pg_replslot")
@@ -49,6 +51,15 @@ def caught_up(primary: EmbeddedServer, copy: EmbeddedServer) -> bool:
     with primary.connect() as here, copy.connect() as there:
         (written,) = here.execute("SELECT pg_current_wal_insert_lsn()::text").fetchone()
         return there.execute("SELECT pg_last_wal_replay_lsn() >= %s::pg_lsn", [written]).fetchone() == (True,)
+
+
+def catch_up(primary: EmbeddedServer, copy: EmbeddedServer) -> None:
+    """Wait until ``copy`` has replayed all that there is; what both servers logged last says why it does not."""
+    try:
+        until(lambda: caught_up(primary, copy), what="replay")
+    except AssertionError as late:
+        logs = {name: server.log_text()[-3000:] for name, server in (("primary", primary), ("standby", copy))}
+        raise AssertionError("\n".join([str(late), *(f"--- {name}\n{text}" for name, text in logs.items())])) from None
 
 
 def enter(copy: EmbeddedServer, database: str, made) -> psycopg.Connection:

@@ -23,7 +23,7 @@ from taskpass.testing.broker import DEV, make_harness
 from taskpass.testing.postgres import EmbeddedServer
 from tests.conftest import Database, require_version
 from tests.integration.postgres.enrolled import CLOCK, ENTROPY, TABLES, Broker, until
-from tests.integration.postgres.standby import caught_up, streaming
+from tests.integration.postgres.standby import catch_up, streaming
 
 pytestmark = pytest.mark.service
 
@@ -146,7 +146,7 @@ def test_what_a_promotion_without_the_last_commits_gave_back_is_taken_again_with
     secret = place.secret(closed)
     reconcile(place.h.broker)
     assert [event["data"]["timeline"] for event in place.events("target.seen")] == [1]
-    until(lambda: caught_up(primary, copy), what="replay")
+    catch_up(primary, copy)
     cut_off(copy)
     place.close(agent, closed)
     _, unheard = place.lease()
@@ -178,7 +178,7 @@ def test_what_a_promotion_without_the_last_commits_gave_back_is_taken_again_with
 def test_a_former_primary_that_comes_back_at_the_address_proves_nothing_and_serves_nothing(place, pair):
     primary, copy = pair
     (agent, lease), (other_agent, other) = place.lease(), place.lease()
-    until(lambda: caught_up(primary, copy), what="replay")
+    catch_up(primary, copy)
     promote_in_place(primary, copy)
     reconcile(place.h.broker)
     assert place.events("target.seen")[-1]["data"]["timeline"] == 2

@@ -14,8 +14,8 @@ from taskpass.issuers.base import Severity
 from taskpass.issuers.postgres import close, scram
 from taskpass.testing.postgres import EmbeddedServer
 from tests.conftest import Database, require_version
-from tests.integration.postgres.enrolled import ENTROPY, TABLES, Broker, outcome, until
-from tests.integration.postgres.standby import caught_up, enter, streaming
+from tests.integration.postgres.enrolled import ENTROPY, TABLES, Broker, outcome
+from tests.integration.postgres.standby import catch_up, caught_up, enter, streaming
 
 pytestmark = pytest.mark.service
 
@@ -41,7 +41,7 @@ def broker(pair):
         admin.execute(f"CREATE DATABASE {database.name} TEMPLATE template0 STRATEGY file_copy".encode())
     database.execute(*TABLES)
     made = Broker(database)
-    until(lambda: caught_up(primary, copy), what="replay")
+    catch_up(primary, copy)
     yield made
     made.forget()
     database.close()
