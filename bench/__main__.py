@@ -6,14 +6,14 @@ import os
 import platform
 import sys
 
-from bench import decisions, endpoint_throughput, exec_overhead, issue, revoke, startup, store_postgres, storm
+from bench import decisions, endpoint_throughput, exec_overhead, issue, issue_rate, revoke, startup, store_postgres, storm
 from bench.common import Figures
 
 
 def main() -> int:
     figures = Figures()
     print(f"{os.cpu_count()} processors, {platform.system()} {platform.release()}, Python {platform.python_version()}")
-    for module in (decisions, store_postgres, issue, revoke, exec_overhead, startup, storm):
+    for module in (decisions, store_postgres, issue, issue_rate, revoke, exec_overhead, startup, storm):
         print(f"\n{module.__doc__.splitlines()[0]}", flush=True)
         module.run(figures)
     print(f"\n{endpoint_throughput.__doc__.splitlines()[0]}", flush=True)

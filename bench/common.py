@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from taskpass.testing.stage import Stage
@@ -52,13 +52,16 @@ def milliseconds(work: Callable[[], object]) -> float:
 
 
 @contextmanager
-def stage(version: int = 18, rows: int = 5_000) -> Iterator[Stage]:
-    """A durable server, a broker and one dev database; callers of any uid are served outside runs."""
+def stage(version: int = 18, rows: int = 5_000, *, budgets: Mapping[str, int] | None = None) -> Iterator[Stage]:
+    """A durable server, a broker and one dev database; callers of any uid are served outside runs.
+
+    ``budgets`` are those of the installation; left out, nothing that is counted over time meets one.
+    """
     with Stage() as place:
         place.start_server(RESOURCE, version, rows=rows)
         place.found("sam")
         place.set_broker("allow_root_agents = true")
-        place.set_budgets()
+        place.set_budgets(**(budgets or {}))
         place.enrol(RESOURCE, environment="dev", exclude=["shop.customers"])
         place.start_broker()
         yield place
