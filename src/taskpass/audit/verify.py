@@ -57,7 +57,7 @@ class Report:
     anchored: int
     unanchored: int
     approvals: int
-    """Verdicts whose signature by a person was verified again."""
+    """Verdicts, and acceptances of what a migration left, whose signature by a person was verified again."""
     unsigned: int
     """Self-confirmations without a signature: the broker's word."""
     late: int
@@ -216,6 +216,9 @@ class _Walk:
             what = self._adopt(record, body)
         if not what and body["event"] == approvals.EVENT:
             what = self._approval(body["data"])
+        if not what and body["event"] == approvals.ACCEPTED:
+            self.approvals += 1
+            what = approvals.acceptance_fault(body, self.reviewers)
         if what:
             self.fault = Fault(record.seq, what)
             return

@@ -12,7 +12,7 @@ from typing import cast
 
 from taskpass.broker.context import Broker
 from taskpass.core.aftermath import BLOCKING, Aftermath, AftermathEvent, AftermathState
-from taskpass.core.approval import CHALLENGE_SECONDS, Method, challenge, counts_for
+from taskpass.core.approval import ACCEPT_WIDENING, CHALLENGE_SECONDS, Method, challenge, counts_for
 from taskpass.core.audit import Event
 from taskpass.core.clock import Instant, after
 from taskpass.core.errors import Conflict, Denied, NotFound, TaskpassError
@@ -24,7 +24,6 @@ from taskpass.core.widening import Snapshot, remaining, widened, widening_digest
 from taskpass.issuers.base import Issuer, Migrator
 from taskpass.store.base import Unit
 
-ACCEPT = "accept_widening"
 _LIVE = frozenset({LeaseState.INTENDED, LeaseState.ACTIVE})
 _PROVEN = frozenset({LeaseState.CLOSED, LeaseState.CLEANED})
 
@@ -161,8 +160,8 @@ def prepare_acceptance(broker: Broker, human: HumanId, lease_id: LeaseId, commen
         nonce = b64encode(broker.entropy.bytes(24)).decode()
         digest = acceptance_digest(found)
         expires = after(broker.now(unit), CHALLENGE_SECONDS)
-        unit.challenges.add(nonce, verb=ACCEPT, subject=digest, human=human, expires_at=expires)
-    return nonce, challenge(verb=ACCEPT, digest_=digest, approver=human, nonce=nonce, comment=comment), found
+        unit.challenges.add(nonce, verb=ACCEPT_WIDENING, subject=digest, human=human, expires_at=expires)
+    return nonce, challenge(verb=ACCEPT_WIDENING, digest_=digest, approver=human, nonce=nonce, comment=comment), found
 
 
 def acceptance_digest(found: Aftermath) -> str:
@@ -178,8 +177,8 @@ def accept_widening(
         now = broker.now(unit)
         found, method = _to_accept(broker, unit, human, lease_id)
         digest = acceptance_digest(found)
-        unit.challenges.take(nonce, verb=ACCEPT, subject=digest, human=human, now=now)
-        data = challenge(verb=ACCEPT, digest_=digest, approver=human, nonce=nonce, comment=comment)
+        unit.challenges.take(nonce, verb=ACCEPT_WIDENING, subject=digest, human=human, now=now)
+        data = challenge(verb=ACCEPT_WIDENING, digest_=digest, approver=human, nonce=nonce, comment=comment)
         key = broker.human(human).reviewer_key
         if not key or not broker.verify_signature(key, data, signature):
             raise Denied(

@@ -16,6 +16,9 @@ from taskpass.core.separation import Environment
 CHALLENGE_SECONDS = 60
 """A challenge must be signed within this; it is single use (threats.md, item 9)."""
 
+ACCEPT_WIDENING = "accept_widening"
+"""The verb of a challenge for what a migration left: its signature is no verdict, and a verdict's is none of these."""
+
 
 class Verdict(StrEnum):
     APPROVE = "approve"

@@ -39,12 +39,12 @@ def chain(count, *, signer=KEY, home=HOME, first=0, head=(0, GENESIS), events=No
     return records
 
 
-def rechained(records, *, signer):
+def rechained(records, *, signer, installation=HOME.id):
     """``records`` with links, hashes and signatures computed again: what somebody with ``signer`` can do."""
     prev, made = GENESIS, []
     for record in records:
         hash_ = audit.link(prev, record.body)
-        signature = ed25519.encode(signer.sign(audit.head_bytes(HOME.id, record.seq, hash_)))
+        signature = ed25519.encode(signer.sign(audit.head_bytes(installation, record.seq, hash_)))
         made.append(replace(record, prev=prev, hash=hash_, signature=signature, key=signer.key_id))
         prev = hash_
     return made
