@@ -6,7 +6,17 @@ import os
 import platform
 import sys
 
-from bench import decisions, endpoint_throughput, exec_overhead, issue, issue_rate, revoke, startup, store_postgres, storm
+from bench import (
+    decisions,
+    endpoint_throughput,
+    exec_overhead,
+    issue,
+    issue_rate,
+    revoke,
+    startup,
+    store_postgres,
+    storm,
+)
 from bench.common import Figures
 
 
