@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import gc
 import logging
 import os
@@ -16,7 +15,7 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -34,14 +33,12 @@ from taskpass.config.credentials import read_credential
 from taskpass.config.load import load
 from taskpass.config.model import Config
 from taskpass.config.paths import operator_socket, runtime_directory
-from taskpass.core import digest
 from taskpass.core.audit import Record
-from taskpass.core.errors import ConfigInvalid, Conflict, StoreUnavailable, TaskpassError
+from taskpass.core.errors import ConfigInvalid, StoreUnavailable, TaskpassError
 from taskpass.core.ids import LeaseId, RunId
 from taskpass.core.lease import Target
 from taskpass.gateways.postgres.endpoint import PostgresEndpoints
 from taskpass.identity.local import LocalAttestor
-from taskpass.identity.namespaces import boot_id
 from taskpass.issuers.base import Issuer
 from taskpass.issuers.postgres.issuer import PostgresIssuer
 from taskpass.issuers.postgres.kit import broker_login
@@ -51,6 +48,7 @@ from taskpass.policy.cedar import CedarPolicy
 from taskpass.runtime.endpoint_peers import EndpointPeers
 from taskpass.runtime.fitness import TargetFitness
 from taskpass.runtime.holders import LeaseHolders
+from taskpass.runtime.only_broker import broker_name, only_broker
 from taskpass.runtime.rotation import Rotation
 from taskpass.runtime.run_sockets import RunSocketServer
 from taskpass.runtime.sweeper import Sweeper
@@ -224,16 +222,6 @@ def _is_copy(store: SqlStore) -> bool:
     return store.witness is not None and store.witness.contradicted
 
 
-def _name_of(directory: Path) -> str:
-    """This broker on a store for several: by the lock that only one process on this machine has at a time.
-
-    The next process on this directory is the same broker, and knows that the one before is gone.
-    """
-    lock = (directory / "run" / "lock").stat()
-    place = {"boot": boot_id(), "device": lock.st_dev, "inode": lock.st_ino}
-    return "brk_" + digest.digest(digest.BROKER, place).removeprefix("sha256:")[:26]
-
-
 def _witnessed(store: SqlStore) -> int | None:
     return store.witness.seen() if store.witness else None
 
@@ -291,7 +279,7 @@ def assemble(directory: Path, loop: asyncio.AbstractEventLoop, *, runtime: Path 
         clock=clock,
         entropy=entropy,
         machine=platform.node() or "unnamed",
-        owners=Owners(_name_of(directory) if store.database.kind == "PostgreSQL" else "", monotonic),
+        owners=Owners(broker_name(directory) if store.database.kind == "PostgreSQL" else "", monotonic),
         verify_signature=reviewer.verify,
         os_user=os_user,
         release_reserve=reserve.release if reserve else lambda: False,
@@ -327,8 +315,7 @@ def run_broker(directory: Path, *, runtime: Path | None = None) -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     directory = directory.resolve()
     load(directory)  # before anything is made in it: a wrong place stays as it was
-    private_directory(directory / "run")
-    with _only_broker(directory / "run" / "lock"), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with only_broker(directory), asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_serve(directory, runtime))
 
 
@@ -359,23 +346,3 @@ async def _serve(directory: Path, runtime: Path | None) -> int:
         await assembled.servers_of_people.close()
         await asyncio.to_thread(assembled.stop)
     return 0
-
-
-@contextlib.contextmanager
-def _only_broker(lock: Path) -> Generator[None]:
-    """Two brokers on one directory would each think that it alone serves the endpoints: the second is refused."""
-    try:
-        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    except OSError as error:
-        raise ConfigInvalid(f"cannot use {lock}: {error.strerror}", code="directory_unusable") from None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise Conflict(
-            "another broker runs on this directory", hint="stop it, or use another TASKPASS_DIR", code="broker_running"
-        ) from None
-    try:
-        yield
-    finally:
-        os.close(descriptor)

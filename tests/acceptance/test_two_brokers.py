@@ -1,18 +1,28 @@
-"""Two broker processes on one PostgreSQL store: either answers any call, and either finishes the other's work."""
+"""Two broker processes on one PostgreSQL store: either answers any call, and either finishes the other's work.
+
+The store was a file at first, and was moved while the broker lay killed with a lease open.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import signal
+import subprocess
 
 import pytest
 
 from taskpass.testing.postgres import available
-from tests.acceptance.actors import RESOURCE, Small, connect, met, until
+from taskpass.testing.stage import TASKPASS
+from tests.acceptance.actors import Small, connect, met, one_line, until
 from tests.missing import missing
 
 pytestmark = pytest.mark.service
+
+WRITING_KEY = 0x7461736B70617373
+"""The advisory lock under which a store on PostgreSQL is written."""
 
 
 class Second(Small):
@@ -27,22 +37,80 @@ class Second(Small):
         shutil.copytree(first.directory, self.directory, ignore=skipped)
 
 
+@contextlib.contextmanager
+def unwritable(stage):
+    """The new database, in which nobody has a turn to write meanwhile."""
+    with stage.server.connect("taskpass_store") as connection:
+        connection.execute("SELECT pg_advisory_lock(%s)", (WRITING_KEY,))
+        yield
+
+
+def killed_while_moving(stage, store, login):
+    """``taskpass store move`` as a process that is killed when the old store is sealed and nothing has arrived."""
+    with unwritable(stage):
+        words = [*TASKPASS, "store", "move", store, "--login-stdin"]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        with subprocess.Popen(words, env=stage.environment(), **pipes) as mover:
+            mover.stdin.write(login.encode())
+            mover.stdin.close()
+            with stage.server.connect() as connection:
+                waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+                until(lambda: connection.execute(waits).fetchone()[0], what="the move waiting for its turn")
+            mover.kill()
+
+
+class Move:
+    """What was seen while the store of ``stage`` moved: a lease was open, and the broker and a first move killed."""
+
+    def __init__(self, stage):
+        store, login = stage.store_database(stage.server)
+        words = ("store", "move", store, "--login-stdin", "--json")
+        self.while_it_ran = stage.taskpass(*words, stdin=login, check=False)
+        with stage.agent() as client:
+            self.lease = stage.lease(client)
+            stage.stop_broker(kill=True)
+        self.before = stage.events()
+        killed_while_moving(stage, store, login)
+        self.while_cut_off = stage.taskpass("up", check=False)
+        self.said = json.loads(stage.taskpass(*words, stdin=login).stdout)
+        self.store, self.password = store, login.partition(":")[2]
+        stage.start_broker()
+
+
 @pytest.fixture(scope="module")
-def two():
+def moved():
     if 16 not in available():
         missing("PostgreSQL 16 is not installed on this machine")
-    with Small(durable=False) as first:
-        server = first.start_server(RESOURCE, 16, rows=500)
-        first.found_on_postgres("sam", server)
-        first.set_broker("allow_root_agents = true")
-        first.enrol(RESOURCE, environment="dev", exclude=["shop.customers"])
-        first.start_broker()
-        second = Second(first)
-        second.start_broker()
-        try:
-            yield first, second
-        finally:
-            second.stop_broker()
+    with Small(durable=False) as stage:
+        stage.prepare()
+        yield stage, Move(stage)
+
+
+@pytest.fixture(scope="module")
+def two(moved):
+    first, _ = moved
+    second = Second(first)
+    second.start_broker()
+    try:
+        yield first, second
+    finally:
+        second.stop_broker()
+
+
+def test_a_lease_that_was_open_when_the_store_moved_is_known_there_and_closed_with_proof(moved):
+    stage, move = moved
+    one_line(move.while_it_ran, "broker_running", 1)
+    one_line(move.while_cut_off, "store_moved", 1)
+    assert (move.said["moved"], move.said["open_leases"], move.said["rows"]["leases"]) == (True, 1, 1)
+    assert stage.proven(move.lease)["reason"] == "broker_restarted"
+    assert stage.usable() == []
+    config = (stage.directory / "taskpass.toml").read_text()
+    assert f'store = "{move.store}"' in config
+    assert move.password not in config
+    events, known = stage.events(), len(move.before)
+    assert events[:known] == move.before
+    assert (events[known]["event"], events[known]["actor"]) == ("store.moved", "human:sam")
+    stage.verify()
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from taskpass.cli.installation import installation_id, parsed
+from taskpass.cli.installation import installation_id
 from taskpass.config import resources, write
 from taskpass.config.credentials import Credential, credential_file, only_writer, read_credential, write_credential
-from taskpass.config.load import FILE, load
+from taskpass.config.load import FILE, load, parsed
 from taskpass.config.model import Access, Config, Resource
 from taskpass.config.places import read_trusted
 from taskpass.core.clock import Clock, Entropy

@@ -19,6 +19,7 @@ import click
 
 from taskpass.cli.operator import directory_option
 from taskpass.cli.say import show, style, talk
+from taskpass.cli.store_login import from_stdin, wished
 from taskpass.core.errors import InvalidInput
 from taskpass.core.scope import WRITE_VERBS, Level, Verb
 from taskpass.core.secret import Secret
@@ -27,12 +28,10 @@ from taskpass.core.text import visible
 
 if TYPE_CHECKING:
     from taskpass.cli.enrolment import Enrolling, Wanted
-    from taskpass.cli.installation import StoreWish
 
 _ENVIRONMENTS = [environment.value for environment in Environment]
 _LEVELS = [Level.READ.value, Level.WRITE.value]
 _VERBS = sorted(verb.value for verb in WRITE_VERBS)
-_STDIN_BYTES = 4096
 
 
 @click.command("init")
@@ -116,14 +115,12 @@ def command(
     if not (fresh or postgres):
         raise InvalidInput(f"{directory} is a broker's directory already", hint="add a database with: --postgres")
     if store and not fresh:
-        raise InvalidInput(
-            f"{directory} has a store already", hint="moving it is described in docs/how-to/store-on-postgresql.md"
-        )
+        raise InvalidInput(f"{directory} has a store already", hint="taskpass store move ADDRESS")
     with ExitStack() as stack:
         place, secret = directory, None
         if fresh:
             founder = installation.Founder(person or _person(), _account())
-            wish = _store_wish(store, store_ca, from_stdin=store_login_stdin) if store else None
+            wish = wished(store, store_ca, from_pipe=store_login_stdin) if store else None
             place, secret = stack.enter_context(
                 installation.founding(
                     directory, founder, trust_domain, demo=demo, clock=clock, entropy=entropy, store=wish
@@ -173,9 +170,9 @@ def _enrol(setup: Enrolling, wanted: Wanted, *, admin: bool, own: bool) -> None:
 
     try:
         if own:
-            enrolled = setup.with_own_login(wanted, _stdin())
+            enrolled = setup.with_own_login(wanted, from_stdin())
         else:
-            enrolled = setup.with_admin(wanted, _stdin() if admin else _typed())
+            enrolled = setup.with_admin(wanted, from_stdin() if admin else _typed())
     except Unfit as error:
         print_findings(error.findings)
         raise
@@ -184,35 +181,12 @@ def _enrol(setup: Enrolling, wanted: Wanted, *, admin: bool, own: bool) -> None:
     print_findings(enrolled.findings)
 
 
-def _stdin() -> Secret:
-    if sys.stdin.isatty():
-        raise InvalidInput("stdin is a terminal", hint="pipe the login in, or leave the option out to be asked")
-    return Secret(sys.stdin.read(_STDIN_BYTES).strip())
-
-
 def _typed() -> Secret:
     if not sys.stdin.isatty():
         raise InvalidInput("there is no terminal to ask on", hint="pipe the login in, with --admin-dsn-stdin")
     talk("The administrator's login for the database, like postgresql://user:password@host:5432/database")
     talk("(used once to install the kit; not kept; nothing is shown while you type)")
     return Secret(getpass.getpass("login: ").strip())
-
-
-def _store_wish(address: str, authority: str | None, *, from_stdin: bool) -> StoreWish:
-    """The store on PostgreSQL that is asked for, with the broker's login there, typed or from stdin."""
-    from taskpass.cli.installation import StoreWish
-    from taskpass.config.store import POSTGRES, address_of
-
-    if not address.startswith(POSTGRES):
-        raise InvalidInput("--store is for PostgreSQL", hint="postgresql://host:port/database; leave it out for a file")
-    address_of(address)
-    if not from_stdin and not sys.stdin.isatty():
-        raise InvalidInput("there is no terminal to ask on", hint="pipe user:password in, with --store-login-stdin")
-    given = _stdin() if from_stdin else Secret(getpass.getpass("the broker's login in its store (user:password): "))
-    user, colon, password = given.reveal().strip().partition(":")
-    if not (user and colon and password):
-        raise InvalidInput("the store's login must be user:password")
-    return StoreWish(address, user, Secret(password), authority or "")
 
 
 def _account() -> str:

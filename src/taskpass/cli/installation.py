@@ -15,11 +15,12 @@ from pathlib import Path
 
 from taskpass.config import write
 from taskpass.config.credentials import Credential, write_credential
-from taskpass.config.load import FILE, parse
+from taskpass.config.load import FILE, parsed
 from taskpass.config.model import Config, Human
 from taskpass.config.places import demand_private
+from taskpass.config.store import STORE_LOGIN, StoreWish
 from taskpass.core.clock import Clock, Entropy
-from taskpass.core.errors import ConfigInvalid, Conflict
+from taskpass.core.errors import Conflict
 from taskpass.core.ids import HumanId
 from taskpass.core.secret import Secret
 from taskpass.keys import files as key_files
@@ -29,9 +30,6 @@ from taskpass.policy.starter import write_shipped
 from taskpass.store.configured import open_configured, read_configured
 from taskpass.store.open import Create
 
-_STORE_LOGIN = "store"
-"""Where in ``credentials/`` the broker's login in its store is."""
-
 
 @dataclass(frozen=True, slots=True)
 class Founder:
@@ -39,16 +37,6 @@ class Founder:
 
     person: str
     os_user: str
-
-
-@dataclass(frozen=True, slots=True)
-class StoreWish:
-    """A store on PostgreSQL, and the broker's own login there."""
-
-    address: str
-    user: str
-    password: Secret
-    authority: str = ""
 
 
 def exists(directory: Path) -> bool:
@@ -97,8 +85,8 @@ def _stored(place: Path, store: StoreWish | None) -> str:
     """The lines of the configuration that name the store; its login is written where they point."""
     if store is None:
         return ""
-    write_credential(place, _STORE_LOGIN, Credential(store.user, store.password))
-    return write.render_store(store.address, {"file": _STORE_LOGIN}, {"ca": store.authority} if store.authority else {})
+    write_credential(place, STORE_LOGIN, Credential(store.user, store.password))
+    return write.render_store(store.address, {"file": STORE_LOGIN}, store.tls)
 
 
 def _fill(place: Path, founder: Founder, beginning: str, demo: bool, clock: Clock, entropy: Entropy) -> Secret:
@@ -125,14 +113,6 @@ def new_reviewer(person: str, os_users: tuple[str, ...], entropy: Entropy) -> tu
     secret = reviewer.new_reviewer_secret(entropy)
     key, salt = reviewer.verifier(secret, reviewer.new_salt(entropy))
     return Human(HumanId(person), os_users, key, salt), secret
-
-
-def parsed(text: str, directory: Path) -> Config:
-    """``text`` as a configuration; raises the first problem. Nothing is written that would not be read again."""
-    config, problems = parse(text.encode(), directory)
-    if config is None:
-        raise ConfigInvalid(problems[0].message, hint=problems[0].hint, code=problems[0].code)
-    return config
 
 
 def installation_id(config: Config) -> str:

@@ -76,6 +76,14 @@ def parse(text: bytes, directory: Path) -> tuple[Config | None, list[ConfigInval
     return Config(directory, broker, found, people, digest.digest_bytes(digest.SNAPSHOT, text), budgets), []
 
 
+def parsed(text: str, directory: Path) -> Config:
+    """``text`` as a configuration; raises the first problem. Nothing is written that would not be read again."""
+    config, problems = parse(text.encode(), directory)
+    if config is None:
+        raise ConfigInvalid(problems[0].message, hint=problems[0].hint, code=problems[0].code)
+    return config
+
+
 def _try(problems: list[ConfigInvalid], step: Callable[[], T]) -> T | None:
     try:
         return step()

@@ -6,15 +6,36 @@ repeated, because whoever reads the file would have it.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from taskpass.config.address import parse_address
 from taskpass.config.resources import read_login, read_tls
 from taskpass.config.table import Table
 from taskpass.core.errors import ConfigInvalid
+from taskpass.core.secret import Secret
 from taskpass.wire.postgres.address import Address
 
 POSTGRES = "postgresql://"
+STORE_LOGIN = "store"
+"""Where in ``credentials/`` the broker's login in its store is, unless the configuration says otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreWish:
+    """A store on PostgreSQL, and the broker's own login there."""
+
+    address: str
+    user: str
+    password: Secret
+    authority: str = ""
+
+    @property
+    def tls(self) -> dict[str, str]:
+        """``store_tls`` of the configuration."""
+        return {"ca": self.authority} if self.authority else {}
+
+
 _SHAPE = 'write "postgresql://host:port/database"'
 
 

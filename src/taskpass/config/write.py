@@ -1,6 +1,7 @@
 """Writing the configuration: what ``taskpass init`` makes, with the words that explain it, and never half of it.
 
-Text is added, never rewritten, so that an operator's own comments and order stay.
+Text is added and not rewritten, so that an operator's own comments and order stay; only the lines that name the store
+are replaced, when it moves.
 """
 
 from __future__ import annotations
@@ -36,6 +37,22 @@ def render_store(address: str, login: Mapping[str, str], tls: Mapping[str, str])
     if tls:
         lines.append(f"store_tls = {_inline(tls)}   # verified in full")
     return "\n".join(lines) + "\n"
+
+
+def replace_store(text: str, lines: str) -> str:
+    """``text`` with ``lines`` (see ``render_store``) in place of what named the store, first in ``[broker]``.
+
+    Only keys that stand on a line of their own are found: the caller compares what the result says. Raises
+    ``ConfigInvalid`` if there is no line ``[broker]``.
+    """
+    mark = re.search(r"^[ \t]*\[[ \t]*broker[ \t]*\][^\n]*\n", text, re.MULTILINE)
+    if not mark:
+        raise ConfigInvalid("the line [broker] cannot be found", hint=f"write by hand: {lines.strip()}")
+    rest = text[mark.end() :]
+    end = re.search(r"^[ \t]*\[", rest, re.MULTILINE)
+    section, after = (rest[: end.start()], rest[end.start() :]) if end else (rest, "")
+    kept = re.sub(r"^[ \t]*store(_login|_tls)?[ \t]*=[^\n]*\n?", "", section, flags=re.MULTILINE)
+    return text[: mark.end()] + lines + kept + after
 
 
 def render_resource(resource: Resource) -> str:

@@ -47,6 +47,7 @@ def move(old: Database, new: Database) -> Moved:
     store_exists if ``new`` holds another installation or another history, and ``StoreUnavailable``.
     """
     with new.opening(create=True):
+        _demand_room(old, new)
         fresh = not _seal(old, new.place)
         with translated(old), old.begin(writes=True) as source:
             try:
@@ -63,10 +64,19 @@ def record(store: SqlStore, moved: Moved, came_from: str, actor: str, clock: Clo
     """The move in the record of the new ``store``, once."""
     with store.write() as unit:
         about = unit.audit.about(unit.installation.id)
-        if about and f'"event":"{MOVED}"' in about[-1].body and about[-1].seq == moved.seq + 1:
+        if any(each.seq == moved.seq + 1 and f'"event":"{MOVED}"' in each.body for each in about):
             return
         what: dict[str, object] = {"from": came_from, "to": moved.place, "last": moved.seq, "rows": dict(moved.rows)}
         unit.audit.append(Event(MOVED, actor, {"store": unit.installation.id}, what), unit.see_time(clock.now()))
+
+
+def _demand_room(old: Database, new: Database) -> None:
+    """Before anything is sealed: a store of others at the new place is no reason to leave the old one."""
+    with translated(new), new.begin(writes=False) as target:
+        if version_of(target) is None:
+            return
+        with translated(old), old.begin(writes=False) as source:
+            _demand_same(source, target, new.place)
 
 
 def _seal(old: Database, place: str) -> bool:

@@ -77,7 +77,7 @@ def open_store(
     seen = Witness(witness) if witness else None
     try:
         with database.opening(create=create is not None):
-            _bring_up(database, create)
+            bring_up(database, create)
             _set_up(database, clock, entropy, audit_key, create)
         store = SqlStore(database, signer=audit_key, witness=seen, timeout=timeout)
         if seen:
@@ -127,12 +127,15 @@ def _writing(database: Database) -> Generator[Connection]:
         database.settle(connection)
 
 
-def _bring_up(database: Database, create: Create | None) -> None:
-    """Migrate in one transaction under the write lock, so that a second process finds it done or undone."""
+def bring_up(database: Database, create: Create | None = None, *, sealed_too: bool = False) -> None:
+    """Migrate in one transaction under the write lock, so that a second process finds it done or undone.
+
+    A store that was moved is refused, unless ``sealed_too``: to finish a move that was cut off.
+    """
     with translated(database), database.engine.connect() as connection:
         database.check(connection)
     with _writing(database) as connection:
-        if place := sealed_for(connection):
+        if (place := sealed_for(connection)) and not sealed_too:
             raise StoreUnavailable(
                 f"this store was moved to {place}",
                 hint="that is the one to use; a move that was cut off is finished by the same taskpass store move",

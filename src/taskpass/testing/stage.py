@@ -126,13 +126,17 @@ class Stage:
 
     def found_on_postgres(self, person: str, server: EmbeddedServer) -> None:
         """``taskpass init`` with the store in a fresh database of ``server``, under an account of its own."""
+        store, login = self.store_database(server)
+        self.found(person, "--store", store, "--store-login-stdin", stdin=login)
+
+    def store_database(self, server: EmbeddedServer) -> tuple[str, str]:
+        """A fresh database for the store on ``server``: its address, and user and password of an account of its own."""
         password = secrets.token_urlsafe(16)
         with server.connect() as connection:
             words = sql.SQL("CREATE ROLE taskpass_store LOGIN PASSWORD {}").format(sql.Literal(password))
             connection.execute(words)
             connection.execute("CREATE DATABASE taskpass_store OWNER taskpass_store TEMPLATE template0 ENCODING 'UTF8'")
-        store = f"postgresql://{server.address('taskpass_store')}"
-        self.found(person, "--store", store, "--store-login-stdin", stdin=f"taskpass_store:{password}")
+        return f"postgresql://{server.address('taskpass_store')}", f"taskpass_store:{password}"
 
     def add_person(self, name: str, group: str) -> Person:
         """What an operator would write into taskpass.toml: one more person, who is then the only one of ``group``."""

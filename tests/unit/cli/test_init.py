@@ -171,3 +171,12 @@ def test_a_script_for_the_dba_is_only_printed_and_one_at_a_time(place, capfd, wo
     assert main(["init", "--directory", str(place), *words]) == 2
     assert "[usage]" in capfd.readouterr().err
     assert not place.exists()
+
+
+@pytest.mark.parametrize("words", [(f"postgresql://keeper:{CANARY}@db/records",), ("sqlite:////srv/taskpass.db",)])
+def test_a_store_is_moved_to_no_address_with_a_password_in_it_and_to_no_file(place, capfd, words):
+    assert main(["store", "move", "--directory", str(place), *words]) == 2
+    said = capfd.readouterr()
+    assert CANARY not in said.out + said.err
+    assert "postgresql://host:port/database" in said.err or "command line" in said.err
+    assert not place.exists()

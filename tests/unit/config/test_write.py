@@ -164,3 +164,35 @@ def test_a_person_is_added_without_touching_what_an_operator_wrote():
 def test_a_group_that_cannot_be_found_is_left_to_a_person():
     with pytest.raises(ConfigInvalid, match="cannot be found"):
         write.join_groups(write.render_new("acme.example"), "ben", ["dba"])
+
+
+OLD = """\
+# Ours.
+[broker]   # the broker
+trust_domain = "acme.example"
+store = "sqlite:////srv/taskpass.db"
+  store_login = { file = "old" }
+# store_tls is not needed
+drill_every = 86400
+
+[people.groups]
+store = ["ana"]
+"""
+NEW = write.render_store("postgresql://db.example:5432/records", {"file": "store"}, {"ca": "system"})
+
+
+def test_the_lines_that_name_the_store_are_replaced_and_nothing_else() -> None:
+    text = write.replace_store(OLD, NEW)
+    assert text.count("postgresql://") == 1
+    assert "srv" not in text
+    assert "old" not in text
+    for kept in ("# Ours.", "[broker]   # the broker", "# store_tls is not needed", "drill_every = 86400"):
+        assert kept in text
+    assert 'store = ["ana"]' in text
+    assert write.replace_store(text, NEW) == text
+
+
+def test_a_configuration_without_a_store_gets_the_lines_and_one_without_a_broker_is_left_to_a_person() -> None:
+    assert write.replace_store('[broker]\ntrust_domain = "a"', NEW) == f'[broker]\n{NEW}trust_domain = "a"'
+    with pytest.raises(ConfigInvalid):
+        write.replace_store('broker = { trust_domain = "a" }\n', NEW)

@@ -25,9 +25,9 @@ def command(
     """Add PERSON to the configuration. The broker reads it at its next start."""
     # Keys and scrypt are loaded only by somebody who sets up.
     from taskpass.cli.init import show_secret
-    from taskpass.cli.installation import new_reviewer, parsed
+    from taskpass.cli.installation import new_reviewer
     from taskpass.config import write
-    from taskpass.config.load import FILE, load
+    from taskpass.config.load import FILE, load, parsed
     from taskpass.config.places import read_trusted
     from taskpass.runtime.system import SystemEntropy
 
