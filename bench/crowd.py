@@ -56,15 +56,29 @@ END $do$
 """
 
 
+def _scope(resource: str) -> Scope:
+    return Scope(resource, "read", Level.READ, (f"{orders.SCHEMA}.*",), ())
+
+
 class Crowd:
-    """A server, an installation and ``leases`` live leases of it. ``sweeper`` is not started."""
+    """A server, an installation and ``leases`` live leases of it. ``sweeper`` is not started.
+
+    Without ``roles`` they stand in the store only: making one takes the server longer, the more there are.
+    """
 
     def __init__(
-        self, directory: Path, *, leases: int, version: int = 18, more: Sequence[tuple[str, int]] = ()
+        self,
+        directory: Path,
+        *,
+        leases: int,
+        version: int = 18,
+        more: Sequence[tuple[str, int]] = (),
+        roles: bool = True,
     ) -> None:
         directory.chmod(0o700)
         self.leases = leases
         self.version = version
+        self.roles = roles
         self.lifetime = LIFETIME
         self.secret = scram.new_secret(ENTROPY)
         self.verifier = scram.verifier(self.secret, ENTROPY)
@@ -136,12 +150,13 @@ class Crowd:
 
     def _issue(self, resource: str, many: int) -> None:
         ids = [LeaseId(new_id("lse", self.clock.now(), ENTROPY)) for _ in range(many)]
-        self._make_roles(resource, ids)
+        if self.roles:
+            self._make_roles(resource, ids)
         self._remember(resource, ids)
 
     def _make_roles(self, resource: str, ids: list[LeaseId]) -> None:
         first, issuer = LeaseId(new_id("lse", self.clock.now(), ENTROPY)), self._issuers[resource]
-        scope = Scope(resource, "read", Level.READ, (f"{orders.SCHEMA}.*",), ())
+        scope = _scope(resource)
         manifest = issuer.resolve(scope)
         role = role_name(self.installation, first)
         issuer.create(Order(first, role, scope, manifest.digest(), manifest, LIFETIME, self.secret))
@@ -169,7 +184,9 @@ class Crowd:
         agent = harness.run()
         agent.open_task()
         pattern, now = agent.request(DEV), harness.clock.now()
-        target = self._issuers[resource].target
+        issuer = self._issuers[resource]
+        target, scope = issuer.target, _scope(resource)
+        pattern = replace(pattern, scope=scope, manifest=issuer.resolve(scope))
         for start in range(0, len(ids), 500):
             part = ids[start : start + 500]
             with harness.store.write() as unit:

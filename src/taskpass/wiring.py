@@ -254,11 +254,16 @@ def assemble(directory: Path, loop: asyncio.AbstractEventLoop, *, runtime: Path 
     broker: Broker
 
     def lease_holder_ended(lease: LeaseId) -> None:
+        reserve_this_thread()
         take_back(broker, [lease], reason="process_ended", actor="broker")
         sweeper.wake()
 
     def run_ended(run: RunId) -> None:
-        threading.Thread(target=end_run, args=(broker, run), kwargs={"reason": "process_ended"}, name="end-run").start()
+        def end() -> None:
+            reserve_this_thread()
+            end_run(broker, run, reason="process_ended")
+
+        threading.Thread(target=end, name="end-run").start()
 
     runs = RunSocketServer(servers_of_agents, runtime, attestor, watcher, run_ended)
 
@@ -287,10 +292,18 @@ def assemble(directory: Path, loop: asyncio.AbstractEventLoop, *, runtime: Path 
         witnessed=partial(_witnessed, store),
         accept_store=partial(_accept, store),
         runtime_directory=str(runtime),
+        reserve_thread=reserve_this_thread,
     )
     rotation = Rotation(broker, issuers.kept_logins())
     restore = reserve.restore if reserve else lambda: True
-    sweeper = Sweeper(broker, fitness, restore_reserve=restore, rotate=rotation.run, executor=_reserved_pool)
+    sweeper = Sweeper(
+        broker,
+        fitness,
+        restore_reserve=restore,
+        rotate=rotation.run,
+        executor=_reserved_pool,
+        reserve_thread=reserve_this_thread,
+    )
     return Assembled(
         broker=broker,
         sweeper=sweeper,

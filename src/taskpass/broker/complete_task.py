@@ -136,7 +136,7 @@ def close_all(broker: Broker, lease_ids: list[LeaseId]) -> list[Lease]:
             _close_in_bulks(broker, leases)
             return [as_it_stands(broker, lease_id) for lease_id in lease_ids]
     away: set[str] = set()
-    with ThreadPoolExecutor(max_workers=min(CLOSERS, len(leases)), thread_name_prefix="close") as pool:
+    with _closers(broker, len(leases)) as pool:
         list(pool.map(partial(_close_unless_away, broker, away), leases))
     return [as_it_stands(broker, lease_id) for lease_id in lease_ids]
 
@@ -152,8 +152,12 @@ def _close_in_bulks(broker: Broker, leases: list[Lease]) -> None:
             if not close_many(broker, mine[start : start + BULK]):
                 return
 
-    with ThreadPoolExecutor(max_workers=min(CLOSERS, len(targets)), thread_name_prefix="close") as pool:
+    with _closers(broker, len(targets)) as pool:
         list(pool.map(close, targets.values()))
+
+
+def _closers(broker: Broker, most: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(CLOSERS, most), thread_name_prefix="close", initializer=broker.reserve_thread)
 
 
 def _close_unless_away(broker: Broker, away: set[str], lease: Lease) -> None:

@@ -103,6 +103,7 @@ class Broker:
     ``release_reserve`` frees the disk space that is kept for recording revocations. ``store_is_copy`` tells whether the
     store contradicts the witness that was kept beside it, ``witnessed`` its audit number, and ``accept_store`` replaces
     it by the record of the adoption. ``start_work`` begins what outlives a call, and returns at once.
+    ``reserve_thread`` puts the calling thread, which takes back and nothing else, before all others at the store.
     """
 
     store: Store
@@ -131,6 +132,7 @@ class Broker:
     refusals: Refusals = field(default_factory=Refusals)
     progress: ProgressBook = field(default_factory=ProgressBook)
     start_work: Callable[[Callable[[], object]], object] = in_a_thread
+    reserve_thread: Callable[[], None] = lambda: None
 
     def now(self, unit: Unit) -> Instant:
         """The time of this unit of work: never earlier than any time seen before."""

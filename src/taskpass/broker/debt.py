@@ -19,7 +19,7 @@ def unproven(leases: list[Lease]) -> list[Lease]:
 
 def owed(unit: Unit) -> list[tuple[Lease, Task]]:
     """Every debt with the task that caused it."""
-    return [(lease, unit.tasks.get(lease.task)) for lease in unproven(unit.leases.list(states=[LeaseState.CLOSING]))]
+    return [(lease, unit.tasks.get(lease.task)) for lease in unit.leases.unproven()]
 
 
 def refuse_debtors(debt: list[tuple[Lease, Task]], task: Task, resource: str) -> None:

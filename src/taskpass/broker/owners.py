@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from taskpass.core.errors import Conflict
 from taskpass.core.ids import LeaseId
-from taskpass.core.lease import Lease, LeaseState
+from taskpass.core.lease import LeaseState
 from taskpass.store.base import Owner, Unit
 
 BEAT_SECONDS = 2
@@ -128,5 +128,4 @@ class Owners:
             served = set(self._served)
         if not served:
             return []
-        usable: list[Lease] = unit.leases.list(states=[LeaseState.INTENDED, LeaseState.ACTIVE])
-        return sorted(served - {lease.id for lease in usable})
+        return sorted(served.difference(unit.leases.ids([LeaseState.INTENDED, LeaseState.ACTIVE])))

@@ -19,7 +19,7 @@ from taskpass.broker.take_back_many import take_back_many
 from taskpass.core.audit import ADOPTED, Event
 from taskpass.core.errors import Conflict, NotFound, StoreUnavailable, TaskpassError
 from taskpass.core.ids import RoleName
-from taskpass.core.lease import UNENDED, Lease, LeaseEvent, LeaseState, Target
+from taskpass.core.lease import UNENDED, Lease, LeaseEvent, LeaseState
 from taskpass.issuers.base import FoundRole, Inventory, Issuer
 from taskpass.store.base import Unit
 
@@ -50,8 +50,7 @@ def take_back_unserved(broker: Broker) -> int:
         for issuer in issuers_of_all(broker):
             recall(broker, issuer)
         with broker.store.read() as unit:
-            found = [x.id for x in unit.leases.list(states=[LeaseState.INTENDED, LeaseState.ACTIVE])]
-            left = broker.owners.free(unit, found)
+            left = broker.owners.free(unit, unit.leases.ids([LeaseState.INTENDED, LeaseState.ACTIVE]))
     except StoreUnavailable:
         left = [lease.id for lease, _ in broker.remembered.all() if is_usable(lease)]
         if not left:
@@ -88,8 +87,10 @@ def reconcile(broker: Broker) -> Reconciled:
 
 def _take_back_changed(broker: Broker, inventory: Inventory) -> None:
     """Leases whose account another hand changed in the target: not what was decided any more, so they end."""
+    if not inventory.changed:
+        return
     with broker.store.read() as unit:
-        active = {lease.id for lease in unit.leases.list(states=[LeaseState.ACTIVE])}
+        active = set(unit.leases.ids([LeaseState.ACTIVE]))
     for lease, why in inventory.changed:
         if lease in active:
             reason = "changed_in_target" if why in ("gone", "renamed") else "wider_than_manifest"
@@ -99,8 +100,7 @@ def _take_back_changed(broker: Broker, inventory: Inventory) -> None:
 def issuers_of_all(broker: Broker) -> list[Issuer]:
     """Of every configured resource, and of every target that an unfinished lease remembers."""
     with broker.store.read() as unit:
-        unfinished = unit.leases.list(states=[*UNENDED, LeaseState.CLOSED])
-    targets: dict[str, Target] = {lease.target.address: lease.target for lease in unfinished}
+        targets = {target.address: target for target in unit.leases.targets([*UNENDED, LeaseState.CLOSED])}
     known = {issuer.target.address for issuer in broker.issuers.values()}
     extra = [broker.issuer_of(target) for address, target in targets.items() if address not in known]
     return [*broker.issuers.values(), *extra]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from taskpass.broker.context import Broker
 from taskpass.broker.request_access import decide
-from taskpass.broker.take_back import take_back
+from taskpass.broker.take_back_many import take_back_many
 from taskpass.core.audit import Event
 from taskpass.core.clock import SECOND, Instant, after, seconds_between
 from taskpass.core.decision import Decision, Outcome
@@ -42,7 +42,7 @@ def renew_leases(broker: Broker) -> int:
     """
     with broker.store.read() as unit:
         now = broker.clock.now()
-        due = [lease for lease in unit.leases.list(states=[LeaseState.ACTIVE]) if _is_due(unit, lease, now)]
+        due = [lease for lease in unit.leases.renewable(now, noted=NOT_TOLD) if _is_due(unit, lease, now)]
         mine = set(broker.owners.mine(unit, [lease.id for lease in due]))
     renewed, away = 0, set[str]()
     for lease in due:
@@ -147,24 +147,28 @@ def _refuse(broker: Broker, lease: Lease, code: str) -> bool:
 def end_wider_leases(broker: Broker) -> int:
     """Recompute the manifests of live leases; one that has become wider than what was granted is taken back.
 
-    A target that cannot be read now is left for the next pass and keeps no other one from being looked at.
+    Leases of equal target, scope and manifest are one question to the target. A target that cannot be read now is left
+    for the next pass and keeps no other one from being looked at.
     """
     with broker.store.read() as unit:
-        live = [(lease, unit.grants.get(lease.grant)) for lease in unit.leases.list(states=[LeaseState.ACTIVE])]
-        scopes = {grant.id: unit.requests.get(grant.request).scope for _, grant in live}
+        alike = unit.leases.alike()
     away: set[str] = set()
     wider: list[LeaseId] = []
-    for lease, grant in live:
+    for group in alike:
+        with broker.store.read() as unit:
+            lease = unit.leases.get(group[0])
+            grant = unit.grants.get(lease.grant)
+            scope = unit.requests.get(grant.request).scope
         if lease.target.address in away:
             continue
         try:
-            if _is_wider(broker, lease, grant, scopes[grant.id]):
-                wider.append(lease.id)
+            if _is_wider(broker, lease, grant, scope):
+                wider += group
         except TargetUnavailable:
             away.add(lease.target.address)
         except TaskpassError:
-            wider.append(lease.id)
-    return len(take_back(broker, wider, reason="wider_than_manifest", actor="broker"))
+            wider += group
+    return len(take_back_many(broker, wider, reason="wider_than_manifest", actor="broker"))
 
 
 def _is_wider(broker: Broker, lease: Lease, grant: Grant, scope: Scope) -> bool:

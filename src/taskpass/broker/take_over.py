@@ -34,8 +34,7 @@ def take_over(broker: Broker) -> int:
         return 0
     cut_elsewhere_taken_back(broker)
     with broker.store.read() as unit:
-        usable = unit.leases.list(states=[LeaseState.INTENDED, LeaseState.ACTIVE])
-        leases = broker.owners.orphaned(unit, [lease.id for lease in usable])
+        leases = broker.owners.orphaned(unit, unit.leases.ids([LeaseState.INTENDED, LeaseState.ACTIVE]))
         runs = broker.owners.orphaned(unit, [run.id for run in unit.runs.unended()])
     taken = take_back(broker, leases, reason=REASON, actor="broker")
     for run in runs:

@@ -62,8 +62,6 @@ BULKS = 2
 """Bulks of one target side by side: while one waits for the target's answers, the next one is recorded."""
 _IN_BULK = ""
 CLEANERS = 4
-APART = 12
-"""As many as there are jobs that may wait."""
 LAST_ROUND = 5.0
 """Seconds that stopping spends on closing what was taken back last."""
 DUE = 1000
@@ -86,6 +84,7 @@ class Sweeper:
     """One thread for the clockwork, a pool for closing, one for cleaning, one for what asks targets.
 
     Waiting is measured by ``monotonic`` (seconds), because a wall clock that was set back must not delay taking back.
+    ``executor`` makes the pools and ``reserve_thread`` prepares the clockwork's own: whoever takes back goes first.
     """
 
     def __init__(
@@ -97,6 +96,7 @@ class Sweeper:
         rotate: Callable[[], object] = lambda: None,
         monotonic: Callable[[], float] = monotonic,
         executor: Callable[[int, str], Executor] = ThreadPoolExecutor,
+        reserve_thread: Callable[[], None] = lambda: None,
     ) -> None:
         self._broker = broker
         self._fitness = fitness
@@ -110,7 +110,6 @@ class Sweeper:
         self._busy_lock = threading.Lock()
         self._closers = executor(CLOSERS, "closer")
         self._cleaners = executor(CLEANERS, "cleaner")
-        self._apart = executor(APART, "sweeper-apart")
         self._watchers = executor(WATCHERS, "watcher")
         self._running: set[str] = set()
         self._close_after: dict[LeaseId, float] = {}
@@ -135,7 +134,10 @@ class Sweeper:
             _Job("drill", DRILL_LOOK, lambda: drill_due(broker), apart=True),
             _Job("rotate", ROTATE_EVERY, rotate, apart=True),
         )
+        # A thread for each that may wait: one that does keeps no other one back.
+        self._apart = executor(sum(job.apart for job in self._jobs), "sweeper-apart")
         self._due: dict[str, float] = {}
+        self._reserve_thread = reserve_thread
         self._thread = threading.Thread(target=self._run, name="sweeper", daemon=True)
 
     def start(self) -> None:
@@ -167,6 +169,7 @@ class Sweeper:
             pause.wait(0.02)
 
     def _run(self) -> None:
+        self._reserve_thread()
         while not self._stopping:
             self.tick()
             self._wake.wait(TICK)
@@ -193,7 +196,7 @@ class Sweeper:
     def _watch(self) -> None:
         """Each target with a live lease by itself, so that one that does not answer delays no other one."""
         with self._broker.store.read() as unit:
-            served = {lease.target.resource for lease in unit.leases.list(states=[LeaseState.ACTIVE])}
+            served = {target.resource for target in unit.leases.targets([LeaseState.ACTIVE])}
         for resource in served & set(self._broker.issuers):
             job = _Job(f"watch {resource}", WATCH_EVERY, partial(end_overdue, self._broker, resource), apart=True)
             self._start_apart(job, self._watchers)

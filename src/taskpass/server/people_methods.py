@@ -294,7 +294,7 @@ class PeopleMethods:
         """The part of the health that the store knows."""
         with self._broker.store.read() as unit:
             installation, (seq, hash_) = unit.installation, unit.audit.head()
-            unended = unit.leases.list(states=UNENDED)
+            counts, owed = unit.leases.count_by_state(), unit.leases.unproven()
             blocking = unit.aftermaths.list(states=BLOCKING, limit=MAX_LISTED)
         return {
             "installation": installation.id,
@@ -302,8 +302,8 @@ class PeopleMethods:
             "demo": installation.demo,
             "latest_seen": rfc3339(installation.latest_seen),
             "audit_head": {"seq": seq, "hash": hash_},
-            "leases": {state.value: sum(x.state is state for x in unended) for state in LeaseState if state in UNENDED},
-            "debt": [lease_view(item, people=True) for item in unproven(unended)],
+            "leases": {state.value: counts.get(state, 0) for state in LeaseState if state in UNENDED},
+            "debt": [lease_view(item, people=True) for item in owed],
             "migrations": [aftermath_view(item, people=True) for item in blocking],
             "drills": drill_states(self._broker),
         }

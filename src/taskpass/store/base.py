@@ -30,7 +30,7 @@ from taskpass.core.budgets import Used
 from taskpass.core.clock import Instant
 from taskpass.core.grant import Grant
 from taskpass.core.ids import ApprovalId, GrantId, HumanId, InstallationId, LeaseId, RequestId, RunId, TaskId
-from taskpass.core.lease import Lease, LeaseEvent, LeaseState
+from taskpass.core.lease import Lease, LeaseEvent, LeaseState, Target
 from taskpass.core.request import AccessRequest, RequestEvent, RequestState
 from taskpass.core.task import Task, TaskEvent, TaskState
 
@@ -206,6 +206,32 @@ class Leases(Protocol):
         resource: str | None = None,
         limit: int | None = None,
     ) -> list[Lease]: ...
+    def ids(self, states: Iterable[LeaseState]) -> list[LeaseId]:
+        """Those of ``list``, newest first, without reading the rest of each: for many leases at once."""
+        ...
+
+    def count_by_state(self) -> dict[LeaseState, int]:
+        """Every state that a lease is in, and how many are."""
+        ...
+
+    def targets(self, states: Iterable[LeaseState]) -> list[Target]:
+        """Each target of a lease in one of ``states``, once."""
+        ...
+
+    def unproven(self, *, limit: int | None = None) -> list[Lease]:
+        """Closing leases with at least one failed attempt, newest first."""
+        ...
+
+    def renewable(self, now: Instant, *, noted: str) -> list[Lease]:
+        """Active leases of renewable grants that are in the last third of the asked lifetime and end before the grant,
+        and those whose last error is ``noted``.
+        """
+        ...
+
+    def alike(self) -> list[list[LeaseId]]:
+        """The active leases, grouped by equal target, manifest and scope: what holds for one of them holds for all."""
+        ...
+
     def expiring(self, now: Instant) -> list[Lease]:
         """Intended and active leases whose ``expires_at`` has come."""
         ...

@@ -32,6 +32,11 @@ class Database(Protocol):
         ...
 
     @property
+    def connections(self) -> int:
+        """How many there are at a time; 0 if there is one for each who needs one."""
+        ...
+
+    @property
     def place(self) -> str:
         """Where it is, for people: never with a password."""
         ...

@@ -10,13 +10,13 @@ from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Select, bindparam, func, or_, select, update
 
-from taskpass.core.clock import Instant
+from taskpass.core.clock import SECOND, Instant
 from taskpass.core.errors import IllegalTransition, InvalidInput, NotFound
 from taskpass.core.ids import GrantId, HumanId, LeaseId, TaskId
-from taskpass.core.lease import LEASE_TABLE, UNENDED, Lease, LeaseEvent, LeaseState
+from taskpass.core.lease import LEASE_TABLE, UNENDED, Lease, LeaseEvent, LeaseState, Target
 from taskpass.store import codec, rows
 from taskpass.store.session import Session
-from taskpass.store.tables import leases, tasks
+from taskpass.store.tables import grants, leases, requests, tasks
 
 Aggregate = Literal["count", "soonest end"]
 
@@ -45,6 +45,40 @@ def _live_of(what: Aggregate, names: tuple[str, ...]) -> Select[Any]:
     # Not IN: the library writes such a list into the statement anew each time.
     wanted = joined.where(or_(*(leases.c.state == state for state in sorted(state.value for state in UNENDED))))
     return wanted.where(*(places[name] == bindparam(name) for name in names))
+
+
+_UNPROVEN = (
+    select(leases)
+    .where(leases.c.state == LeaseState.CLOSING.value, leases.c.attempts > 0)
+    .order_by(leases.c.created_at.desc(), leases.c.id.desc())
+    .limit(bindparam("many"))
+)
+_ACTIVE = leases.c.state == LeaseState.ACTIVE.value
+_ASKED = leases.join(grants, leases.c.grant == grants.c.id).join(requests, grants.c.request == requests.c.id)
+_RENEWABLE = (
+    select(leases)
+    .select_from(_ASKED)
+    .where(
+        _ACTIVE,
+        grants.c.renewable,
+        or_(
+            leases.c.last_error == bindparam("noted"),
+            (leases.c.expires_at < grants.c.ends_at)
+            & (3 * (leases.c.expires_at - bindparam("now")) <= requests.c.lifetime * SECOND),
+        ),
+    )
+    .order_by(leases.c.expires_at, leases.c.id)
+)
+_ALIKE = (
+    select(leases.c.id, leases.c.target, leases.c.manifest_digest, requests.c.scope)
+    .select_from(_ASKED)
+    .where(_ACTIVE)
+    .order_by(leases.c.id)
+)
+
+
+def _in(states: Iterable[LeaseState]) -> ColumnElement[bool]:
+    return leases.c.state.in_(sorted(state.value for state in states))
 
 
 class SqlLeases:
@@ -120,6 +154,33 @@ class SqlLeases:
         filters = {"state": among, "task": task, "grant": grant, "resource": resource}
         statement, values = rows.newest_first(leases, leases.c.created_at, filters, limit)
         return [codec.lease_of(row) for row in self._session.rows(statement, values)]
+
+    def ids(self, states: Iterable[LeaseState]) -> builtins.list[LeaseId]:
+        wanted = select(leases.c.id).where(_in(states)).order_by(leases.c.created_at.desc(), leases.c.id.desc())
+        return [LeaseId(row["id"]) for row in self._session.rows(wanted)]
+
+    def count_by_state(self) -> dict[LeaseState, int]:
+        wanted = select(leases.c.state, func.count().label("n")).group_by(leases.c.state)
+        return {LeaseState(row["state"]): int(row["n"]) for row in self._session.rows(wanted)}
+
+    def targets(self, states: Iterable[LeaseState]) -> builtins.list[Target]:
+        wanted = select(leases.c.target).where(_in(states)).distinct().order_by(leases.c.target)
+        return [codec.target_of(row) for row in self._session.rows(wanted)]
+
+    def unproven(self, *, limit: int | None = None) -> builtins.list[Lease]:
+        return [
+            codec.lease_of(row) for row in self._session.rows(_UNPROVEN, {"many": rows.ALL if limit is None else limit})
+        ]
+
+    def renewable(self, now: Instant, *, noted: str) -> builtins.list[Lease]:
+        return [codec.lease_of(row) for row in self._session.rows(_RENEWABLE, {"now": now, "noted": noted})]
+
+    def alike(self) -> builtins.list[builtins.list[LeaseId]]:
+        groups: dict[tuple[str, ...], builtins.list[LeaseId]] = {}
+        for row in self._session.rows(_ALIKE):
+            key = (row["target"], row["manifest_digest"], row["scope"])
+            groups.setdefault(key, []).append(LeaseId(row["id"]))
+        return [*groups.values()]
 
     def expiring(self, now: Instant) -> builtins.list[Lease]:
         """Soonest end first."""

@@ -86,6 +86,7 @@ class PostgresDatabase:
     """
 
     kind = "PostgreSQL"
+    connections = POOL
     errors: tuple[type[Exception], ...] = (SQLAlchemyError, psycopg.Error)
 
     def __init__(

@@ -92,6 +92,7 @@ class SqliteDatabase:
     """
 
     kind = "SQLite"
+    connections = 0
     errors: tuple[type[Exception], ...] = (SQLAlchemyError, sqlite3.Error)
 
     def __init__(self, path: Path, *, timeout: float = BUSY_SECONDS, reading: bool = False) -> None:

@@ -18,6 +18,10 @@ def reserve_this_thread() -> None:
     _lane.reserved = True
 
 
+def is_reserved() -> bool:
+    return getattr(_lane, "reserved", False)
+
+
 class Turn:
     """Handed from one thread to the next; never free while somebody waits."""
 
@@ -29,7 +33,7 @@ class Turn:
 
     def acquire(self, timeout: float) -> bool:
         """False if the turn did not come within ``timeout`` seconds."""
-        queue = self._reserved if getattr(_lane, "reserved", False) else self._others
+        queue = self._reserved if is_reserved() else self._others
         with self._guard:
             if not self._held:
                 self._held = True

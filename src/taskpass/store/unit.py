@@ -28,9 +28,11 @@ from taskpass.store.runs import SqlRuns
 from taskpass.store.session import Session
 from taskpass.store.tables import audit_keys, installation
 from taskpass.store.tasks import SqlTasks
-from taskpass.store.turn import Turn
+from taskpass.store.turn import Turn, is_reserved
 
 _BATCH = 1000
+RESERVED = 8
+"""Connections of a bounded pool that only threads of the reserved lane take."""
 
 
 _INSTALLATION = select(installation)
@@ -111,6 +113,8 @@ class SqlStore:
         # Waiting here is fair and immediate; SQLite's own waiting polls with growing pauses, and PostgreSQL's needs a
         # connection for each who waits. Only an optimisation: other processes are kept out by the database.
         self._turn = Turn()
+        most = database.connections
+        self._unreserved = threading.BoundedSemaphore(max(1, most - RESERVED)) if most else None
         self._holder = 0
         self._witnessing = threading.Lock()
         self._witnessed = 0
@@ -155,11 +159,25 @@ class SqlStore:
     def _borrow(self) -> Generator[_Held]:
         """A place for the connection of one unit of work, which goes back to the pool at the end of the block."""
         held = _Held()
-        try:
-            yield held
-        finally:
-            if held.connection is not None:
-                self._let_go(held.connection, usable=held.usable)
+        with self._connection_allowed():
+            try:
+                yield held
+            finally:
+                if held.connection is not None:
+                    self._let_go(held.connection, usable=held.usable)
+
+    @contextmanager
+    def _connection_allowed(self) -> Generator[None]:
+        """Agents' threads leave ``RESERVED`` connections to those that take back and to people."""
+        if self._unreserved is None or is_reserved():
+            yield
+        elif self._unreserved.acquire(timeout=self._timeout):
+            try:
+                yield
+            finally:
+                self._unreserved.release()
+        else:
+            raise StoreUnavailable("the store is busy", hint="try again", code="store_locked")
 
     @contextmanager
     def _unit(self, held: _Held, signer: Signer | None) -> Generator[SqlUnit]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import suppress
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 
-from taskpass.broker.complete_task import complete_task
+from taskpass.broker.complete_task import complete_task, end_leases
 from taskpass.broker.debt import TARGET_LIMIT, owed
 from taskpass.broker.reconcile import take_back_unserved
 from taskpass.broker.release_lease import release_lease
@@ -637,6 +639,17 @@ class TestWider:
         assert not h.servers[DEV].reads(session, "orders", "card")
         assert lease.id
 
+    def test_leases_with_the_same_rights_are_one_question_to_the_target_and_end_together(self, h):
+        agent, lease, _ = leased(h)
+        same, other = agent.lease(), agent.lease(only=("public.orders",))
+        server, asked = h.servers[DEV], []
+        server.before = asked.append
+        assert end_wider_leases(h.broker) == 0
+        assert asked.count("resolve") == 2
+        server.attach("orders", "customers_pii")
+        assert end_wider_leases(h.broker) == 3
+        assert {h.lease(x.id).reason for x in (lease, same, other)} == {"wider_than_manifest"}
+
     def test_one_dead_target_hides_no_other(self, h):
         h.policy.answer(Environment.STAGING, Outcome.PERMIT)
         agent, lease, _ = leased(h)
@@ -645,6 +658,15 @@ class TestWider:
         h.servers[DEV].attach("orders", "customers_pii")
         assert end_wider_leases(h.broker) == 1
         assert h.lease(lease.id).state is LeaseState.CLOSING
+
+
+def test_threads_that_close_what_was_revoked_go_before_others_at_the_store(h):
+    _, lease, _ = leased(h)
+    prepared = []
+    broker = replace(h.broker, reserve_thread=lambda: prepared.append(threading.current_thread().name))
+    end_leases(broker, [lease.id], reason="revoked", actor="test")
+    assert prepared
+    assert all(name.startswith("close") for name in prepared)
 
 
 class TestRuns:

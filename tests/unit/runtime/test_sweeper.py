@@ -171,3 +171,16 @@ def test_the_reserve_is_restored_only_when_nothing_waits_to_be_recorded(h, both)
     sweeper.tick()
     assert asked == [1]
     sweeper.stop()
+
+
+def test_the_clockwork_itself_goes_before_others_at_the_store(h):
+    prepared = []
+    sweeper = Sweeper(
+        h.broker,
+        h.fitness,
+        restore_reserve=lambda: True,
+        reserve_thread=lambda: prepared.append(threading.current_thread().name),
+    )
+    sweeper.start()
+    sweeper.stop()
+    assert prepared == ["sweeper"]

@@ -5,7 +5,12 @@ from __future__ import annotations
 import threading
 import time
 
+import pytest
+
+from taskpass.core.errors import StoreUnavailable
+from taskpass.store.sqlite import SqliteDatabase
 from taskpass.store.turn import Turn, reserve_this_thread
+from taskpass.store.unit import RESERVED, SqlStore
 
 
 def waiting(turn):
@@ -52,3 +57,26 @@ def test_one_that_gave_up_is_not_handed_the_turn():
     thread.join(5)
     assert order == ["next"]
     assert turn.acquire(0.01)
+
+
+def test_of_a_bounded_pool_connections_are_kept_for_the_reserved_lane(home):
+    home.create().close()
+    database = SqliteDatabase(home.path)
+    database.connections = RESERVED + 1
+    store, seen = SqlStore(database, signer=None, witness=None, timeout=0.05), []
+
+    def revoke():
+        reserve_this_thread()
+        with store.read() as unit:
+            seen.append(unit.installation.id)
+
+    thread = threading.Thread(target=revoke)
+    with store.read():
+        with pytest.raises(StoreUnavailable), store.read():
+            pass
+        thread.start()
+        thread.join(5)
+    assert len(seen) == 1
+    with store.read() as unit:
+        assert unit.installation.id == seen[0]
+    store.close()

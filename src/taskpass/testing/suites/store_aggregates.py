@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from taskpass.core.aftermath import AftermathEvent, AftermathState, Ran
 from taskpass.core.clock import Instant
 from taskpass.core.errors import Conflict, Expired, IllegalTransition, InvalidInput, NotFound
 from taskpass.core.ids import GrantId, HumanId, TaskId
-from taskpass.core.lease import LeaseEvent, LeaseState
+from taskpass.core.lease import Lease, LeaseEvent, LeaseState
 from taskpass.core.request import RequestEvent, RequestState
 from taskpass.core.task import TaskEvent, TaskState
 from taskpass.core.widening import Change, Widening
@@ -24,12 +25,22 @@ from taskpass.testing.suites.store_place import (
     Place,
     StoreFixtures,
     add_lease,
+    add_request,
     add_task,
     approved,
     compete,
     lease_in,
     request_in,
 )
+
+
+def _active(store: Store, records: Records, *, renewable: bool = False, **fields: Any) -> Lease:
+    with store.write() as unit:
+        grant = records.grant(add_request(unit, records), renewable=renewable)
+        lease = records.lease(grant, **fields)
+        unit.grants.add(grant)
+        unit.leases.add(lease)
+        return unit.leases.advance(lease.id, LeaseEvent.CREATED, NOW)
 
 
 class AggregateSuite(StoreFixtures):
@@ -278,6 +289,41 @@ class AggregateSuite(StoreFixtures):
             assert unit.leases.count_live(sponsor=HumanId("else@example")) == 0
             task = unit.leases.list(states=[LeaseState.CLOSING])[0].task
             assert unit.leases.count_live(task=task, sponsor=SPONSOR) == 1
+
+    def test_many_leases_are_looked_at_without_reading_each(self, store: Store, records: Records) -> None:
+        made = {state: lease_in(store, records, state) for state in LeaseState}
+        live = [LeaseState.INTENDED, LeaseState.ACTIVE]
+        with store.write() as unit:
+            assert set(unit.leases.ids(live)) == {made[state].id for state in live}
+            assert unit.leases.ids([]) == []
+            assert unit.leases.count_by_state() == dict.fromkeys(LeaseState, 1)
+            assert unit.leases.targets(live) == [made[LeaseState.ACTIVE].target]
+            assert unit.leases.targets([]) == []
+            assert unit.leases.unproven() == []
+            owed = unit.leases.note(made[LeaseState.CLOSING].id, attempts=1)
+            assert unit.leases.unproven() == [owed]
+            unit.leases.note(made[LeaseState.ACTIVE].id, attempts=1)
+            assert unit.leases.unproven(limit=0) == []
+
+    def test_active_leases_are_alike_by_target_manifest_and_scope(self, store: Store, records: Records) -> None:
+        same = [lease_in(store, records, LeaseState.ACTIVE).id for _ in range(2)]
+        target = replace(add_lease(store, records)[3].target, address="other.example:5432/orders")
+        other = _active(store, records, target=target)
+        lease_in(store, records, LeaseState.INTENDED)
+        with store.read() as unit:
+            assert sorted(map(sorted, unit.leases.alike())) == sorted([sorted(same), [other.id]])
+
+    def test_a_lease_is_renewable_in_the_last_third_of_the_asked_lifetime(self, store: Store, records: Records) -> None:
+        lease = _active(store, records, renewable=True)
+        lease_in(store, records, LeaseState.ACTIVE)
+        with store.write() as unit:
+            grant = unit.grants.get(lease.grant)
+            assert lease.expires_at < grant.ends_at
+            third = Instant(lease.expires_at - unit.requests.get(grant.request).lifetime * 1000 // 3)
+            assert unit.leases.renewable(Instant(third - 1), noted="untold") == []
+            assert unit.leases.renewable(third, noted="untold") == [lease]
+            noted = unit.leases.note(lease.id, last_error="untold")
+            assert unit.leases.renewable(NOW, noted="untold") == [noted]
 
     def test_a_lease_is_claimed_once_by_many(self, place: Place, store: Store, records: Records) -> None:
         lease = lease_in(store, records, LeaseState.ACTIVE)
