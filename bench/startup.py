@@ -1,7 +1,7 @@
 """A start with many live leases in the store, and what those cost the sweeper and people while they live.
 
 A start: until everything an earlier process served is taken back and recorded; nothing is served before that. The
-leases stand in the store only, because a start does not touch their roles: closing them is what ``bench.storm`` measures.
+leases stand in the store only, because a start does not touch their roles: closing them is measured by ``storm``.
 ``python -m bench.startup 20000`` is the figure of the issue.
 """
 
