@@ -129,6 +129,9 @@ def test_either_shows_and_takes_back_what_the_other_serves(brokers):
         session = connect(lease)
         assert met(session, "SELECT count(*) FROM shop.orders") == "alive"
         assert second.shown(lease)["state"] == "active", "starting beside it took nothing back"
+        both = second.call("health")["brokers"]
+        assert sorted(each["this"] for each in both) == [False, True]
+        assert both != first.call("health")["brokers"]
         assert second.taskpass("revoke", "--all").returncode == 0
         second.proven(lease)
         assert met(session) != "alive"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from base64 import urlsafe_b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from taskpass.broker.complete_task import complete_task, end_task
@@ -28,6 +28,7 @@ from taskpass.core.lease import Lease, LeaseEvent, LeaseState
 from taskpass.core.secret import Secret
 from taskpass.core.task import Task, TaskState
 from taskpass.issuers.base import DrillClients, Met
+from taskpass.store.base import Unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +100,26 @@ def drill(broker: Broker, resource: str, *, actor: str) -> Drilled:
 
 
 def end_stale_drills(broker: Broker) -> int:
-    """At start: drills of an earlier process on this machine are over; their accesses are taken back. How many."""
+    """At start: drills of an earlier process of this broker, and of dead ones, are over; how many.
+
+    Their accesses are taken back. What another broker on the same store plays at this moment is left alone.
+    """
+    return _end_drills(broker, broker.owners.free)
+
+
+def end_orphaned_drills(broker: Broker) -> int:
+    """At any time: drills that dead brokers played are over; how many."""
+    return _end_drills(broker, broker.owners.orphaned)
+
+
+def _end_drills(broker: Broker, chosen: Callable[[Unit, Sequence[TaskId]], list[TaskId]]) -> int:
     with broker.store.read() as unit:
-        stale = [
+        played = [
             task.id
             for task in unit.tasks.list(state=TaskState.OPEN)
-            if task.principal.sponsor == SPONSOR and task.principal.machine == broker.machine
+            if task.principal.sponsor == SPONSOR and (broker.owners.shared or task.principal.machine == broker.machine)
         ]
+        stale = chosen(unit, played)
     for task_id in stale:
         end_task(broker, task_id, actor="broker", reason="drill_broke_off")
     return len(stale)
@@ -121,10 +135,11 @@ def _begin(broker: Broker, offered: Resource, actor: str) -> Task:
     with broker.store.write() as unit:
         now = broker.now(unit)
         demand_sane_clock(broker.clock.now(), unit.installation.latest_seen)
-        if unit.tasks.find_unattached(SPONSOR, broker.machine, offered.name):
+        if unit.tasks.find_unattached(SPONSOR, None, offered.name):
             raise Conflict("a drill of this resource is running", hint="wait for it", code="drill_running")
         task = task_of(broker, task_id, offered.name, now)
         unit.tasks.add(task)
+        broker.owners.take(unit, task.id)
         unit.audit.append(
             Event("drill.started", actor, {"task": task.id}, {"resource": offered.name, **task.to_json()}), now
         )

@@ -41,9 +41,12 @@ def last_drill(broker: Broker, resource: str) -> Last | None:
 
 
 def drill_due(broker: Broker) -> int:
-    """Play the drills that are due, one after the other; how many. Each is recorded, also if it failed."""
+    """Play the drills that are due, one after the other; how many. Each is recorded, also if it failed.
+
+    One broker of those on a store does it for all.
+    """
     every, played = broker.config.broker.drill_every, 0
-    if not every:
+    if not every or not _leads(broker):
         return 0
     for resource in broker.issuers:
         last = last_drill(broker, resource)
@@ -54,6 +57,11 @@ def drill_due(broker: Broker) -> int:
             except Conflict:  # somebody plays one at this moment
                 continue
     return played
+
+
+def _leads(broker: Broker) -> bool:
+    with broker.store.read() as unit:
+        return broker.owners.leads(unit)
 
 
 def _pause(last: Last, every: int) -> int:

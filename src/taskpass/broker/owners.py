@@ -58,6 +58,10 @@ class Owners:
             self._judges_from = now + DEAD_AFTER
         self._beaten = now
 
+    def living(self, unit: Unit) -> dict[str, str]:
+        """The brokers that are seen on the store, with the machine that each is on; empty where there is only this."""
+        return unit.owners.machines(DEAD_AFTER) if self.shared else {}
+
     def _alive(self, unit: Unit) -> frozenset[str]:
         """Those that count as living: all that did not say that they ended, while this broker cannot judge."""
         return unit.owners.alive(DEAD_AFTER if self._monotonic() >= self._judges_from else _FOR_EVER)

@@ -7,6 +7,7 @@ and runs end. Not for a store with one broker, where ``take_back_unserved`` does
 from __future__ import annotations
 
 from taskpass.broker.context import Broker
+from taskpass.broker.drill import end_orphaned_drills
 from taskpass.broker.runs import end_run
 from taskpass.broker.take_back import cut_elsewhere_taken_back, take_back
 from taskpass.core.lease import LeaseState
@@ -29,7 +30,10 @@ def say_goodbye(broker: Broker) -> None:
 
 
 def take_over(broker: Broker) -> int:
-    """Take back what dead brokers served, end their runs, and cut here what others took back; leases taken back."""
+    """Take back what dead brokers served, end their runs and drills, and cut here what others took back.
+
+    How many leases were taken back.
+    """
     if not broker.owners.shared:
         return 0
     cut_elsewhere_taken_back(broker)
@@ -39,4 +43,5 @@ def take_over(broker: Broker) -> int:
     taken = take_back(broker, leases, reason=REASON, actor="broker")
     for run in runs:
         end_run(broker, run, reason=REASON)
+    end_orphaned_drills(broker)
     return len(taken)

@@ -128,7 +128,18 @@ def _stored(health: View, where: str) -> Iterator[Row]:
         yield Row("store", State.WEAKER, "not the store that was here before: nothing is issued", "find the right one")
     else:
         yield Row("store", State.OK, f"{where}; epoch {health['epoch']}, latest time seen {health['latest_seen']}")
+    if health.get("brokers"):
+        yield _brokers(health["brokers"])
     yield Row("audit", State.OK, f"{health['audit_head']['seq']} records, head {health['audit_head']['hash']}")
+
+
+def _brokers(living: list[View]) -> Row:
+    """Who shares the store, as it was seen there in the last seconds."""
+    named = [f"{x['broker']} on {x['machine']}{' (this one)' if x['this'] else ''}" for x in living]
+    message = f"{len(living)} on this store: {', '.join(named)}"
+    if not any(x["this"] for x in living):
+        return Row("brokers", State.WEAKER, f"{message}; this one was not seen", "what it serves may be taken over")
+    return Row("brokers", State.OK, message)
 
 
 def _debt(health: View) -> Row:

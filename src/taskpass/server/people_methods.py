@@ -296,6 +296,7 @@ class PeopleMethods:
             installation, (seq, hash_) = unit.installation, unit.audit.head()
             counts, owed = unit.leases.count_by_state(), unit.leases.unproven()
             blocking = unit.aftermaths.list(states=BLOCKING, limit=MAX_LISTED)
+            living, me = self._broker.owners.living(unit), self._broker.owners.me
         return {
             "installation": installation.id,
             "epoch": installation.epoch,
@@ -306,6 +307,7 @@ class PeopleMethods:
             "debt": [lease_view(item, people=True) for item in owed],
             "migrations": [aftermath_view(item, people=True) for item in blocking],
             "drills": drill_states(self._broker),
+            "brokers": [{"broker": x, "machine": machine, "this": x == me} for x, machine in living.items()],
         }
 
 

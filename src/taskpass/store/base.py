@@ -89,8 +89,8 @@ class Tasks(Protocol):
         """Newest first. ``run`` filters on the run a task was opened in."""
         ...
 
-    def find_unattached(self, sponsor: HumanId, machine: str, repository: str) -> Task | None:
-        """The open task outside any run of that sponsor, machine and repository."""
+    def find_unattached(self, sponsor: HumanId, machine: str | None, repository: str) -> Task | None:
+        """The open task outside any run of that sponsor, machine (None: on any) and repository."""
         ...
 
     def opened(self, sponsor: HumanId, machine: str, *, since: Instant) -> tuple[int, Instant | None]:
@@ -321,6 +321,10 @@ class Owners(Protocol):
 
     def alive(self, seconds: int) -> frozenset[str]:
         """Brokers that were seen within the last ``seconds``."""
+        ...
+
+    def machines(self, seconds: int) -> dict[str, str]:
+        """As ``alive``, with the machine that each said it is on."""
         ...
 
     def give(self, subject: str, broker: str) -> int:

@@ -34,8 +34,11 @@ class SqlOwners:
         self._session.change(update(brokers).where(brokers.c.id == broker).values(seen_at=0))
 
     def alive(self, seconds: int) -> frozenset[str]:
-        wanted = select(brokers.c.id).where(brokers.c.seen_at > self._now - seconds * 1000)
-        return frozenset(row["id"] for row in self._session.rows(wanted))
+        return frozenset(self.machines(seconds))
+
+    def machines(self, seconds: int) -> dict[str, str]:
+        wanted = select(brokers.c.id, brokers.c.machine).where(brokers.c.seen_at > self._now - seconds * 1000)
+        return {row["id"]: row["machine"] for row in self._session.rows(wanted.order_by(brokers.c.id))}
 
     def give(self, subject: str, broker: str) -> int:
         moved = update(owners).where(owners.c.subject == subject)

@@ -39,14 +39,15 @@ class SqlTasks:
         statement, values = rows.newest_first(tasks, tasks.c.opened_at, filters, limit)
         return [codec.task_of(row) for row in self._session.rows(statement, values)]
 
-    def find_unattached(self, sponsor: HumanId, machine: str, repository: str) -> Task | None:
+    def find_unattached(self, sponsor: HumanId, machine: str | None, repository: str) -> Task | None:
+        there = () if machine is None else (tasks.c.machine == machine,)
         row = self._session.first(
             select(tasks).where(
+                *there,
                 tasks.c.state == TaskState.OPEN.value,
                 tasks.c.run.is_(None),
                 tasks.c.parents == "[]",
                 tasks.c.sponsor == sponsor,
-                tasks.c.machine == machine,
                 tasks.c.repository == repository,
             )
         )

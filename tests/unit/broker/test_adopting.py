@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 
+from taskpass.audit import witness
+from taskpass.audit.verify import verify
 from taskpass.broker.adopt import adopt, survey
 from taskpass.broker.reconcile import reconcile
 from taskpass.core.errors import Conflict, InvalidInput, StoreUnavailable, TargetUnavailable, TaskpassError
 from taskpass.core.lease import LeaseState
 from taskpass.core.request import RequestState
+from taskpass.keys.ed25519 import PublicKeys
 from taskpass.store.check import check
-from taskpass.testing.broker import DEV, STAGING
+from taskpass.testing.broker import DEV, STAGING, MemorySigner
 
 
 def backup(h):
@@ -218,3 +222,58 @@ def test_an_adoption_that_was_cut_off_after_its_record_is_finished_by_the_next_s
     agent = h.run()
     agent.open_task()
     agent.lease()
+
+
+class Killed(BaseException):
+    """What stands for a process that is killed."""
+
+
+@pytest.mark.parametrize("step", ["accept_store", "end_leases", "reconcile"])
+def test_an_adoption_that_is_killed_after_its_record_can_be_made_again(h, monkeypatch, step):
+    """Before the file beside the store is written it goes on contradicting; after it the rest is done at start."""
+    agent = h.run()
+    agent.open_task()
+    known = agent.lease()
+    backup(h)
+    agent.lease()
+    restore(h, witness=True)
+
+    def killed(*_, **__):
+        raise Killed
+
+    if step == "accept_store":
+        h.broker = replace(h.broker, accept_store=killed)
+    else:
+        monkeypatch.setattr(f"taskpass.broker.adopt.{step}", killed)
+    with pytest.raises(Killed):
+        accepted(h)
+    monkeypatch.undo()
+    h.restart()
+    if step == "accept_store":
+        assert code(lambda: agent.request()) == "store_restored"
+        found = survey(h.broker)
+        assert found.contradicted
+        done = accepted(h)
+        assert done.left == ()
+    reconcile(h.broker)
+    h.settle()
+    assert code(lambda: accepted(h)) == "store_not_restored"
+    assert h.usable() == set()
+    assert h.lease(known.id).state in (LeaseState.CLOSED, LeaseState.CLEANED)
+    with h.store.read() as unit:
+        assert {server.epoch for server in h.servers.values()} == {unit.installation.epoch}
+    h.run().open_task()
+    report = verify(
+        h.store.iterate_audit(),
+        own(h),
+        None,
+        own_keys=PublicKeys([MemorySigner().public]),
+        witness=witness.read(h.directory / "audit-head"),
+    )
+    assert report.fault is None
+    assert check(h.store).problems == ()
+
+
+def own(h):
+    with h.store.read() as unit:
+        return unit.installation.id

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from taskpass.broker.drill import drill, end_stale_drills, subject_of
 from taskpass.broker.drill_lease import SPONSOR, TOOL
+from taskpass.broker.drill_schedule import drill_due
+from taskpass.broker.owners import DEAD_AFTER, Owners
+from taskpass.broker.take_back import close_lease
+from taskpass.broker.take_over import be_seen, say_goodbye, take_over
 from taskpass.core.decision import Outcome
 from taskpass.core.errors import Conflict, Denied, StoreUnavailable
 from taskpass.core.lease import LeaseState
@@ -210,3 +215,73 @@ def test_drills_count_against_nobody(h):
     h.servers[DEV].unprovable = False
     assert agent.lease(DEV).state is LeaseState.ACTIVE
     assert SPONSOR not in h.people.humans
+
+
+def pair(h, other_machine="laptop"):
+    """Two brokers on the store, both seen now, and long enough there to judge each other."""
+    made = [
+        replace(h.broker, owners=Owners(name, lambda: h.clock.now() / 1000), machine=machine)
+        for name, machine in (("brk_a", "laptop"), ("brk_b", other_machine))
+    ]
+    for each in made:
+        be_seen(each)
+    h.clock.forward(DEAD_AFTER)
+    return made
+
+
+@pytest.mark.parametrize("machine", ["laptop", "elsewhere"])
+def test_a_broker_that_starts_leaves_the_drill_of_another_one_alone_and_plays_none_beside_it(h, machine):
+    first, second = pair(h, machine)
+    seen = []
+
+    def in_between(call):
+        if call == "close" and not seen:
+            seen.append(end_stale_drills(second))
+            seen.append(take_over(second))
+            with pytest.raises(Conflict) as refused:
+                drill(second, DEV, actor="broker")
+            seen.append(refused.value.code)
+
+    h.servers[DEV].before = in_between
+    assert drill(first, DEV, actor="broker").passed
+    assert seen == [0, 0, "drill_running"]
+
+
+@pytest.mark.parametrize("ending", [end_stale_drills, take_over])
+def test_the_drill_of_a_broker_that_died_is_ended_by_another_one(h, ending):
+    first, second = pair(h, "elsewhere")
+
+    class Killed(BaseException):
+        pass
+
+    def die(call):
+        if call == "close":
+            h.servers[DEV].down, h.store.down = True, "store_locked"
+            raise Killed
+
+    h.servers[DEV].before = die
+    with pytest.raises(Killed):
+        drill(first, DEV, actor="broker")
+    h.servers[DEV].before, h.servers[DEV].down, h.store.down = (lambda _: None), False, ""
+    ending(second)
+    with h.store.read() as unit:
+        assert [task.reason for task in unit.tasks.list()] == [""], "it may live"
+    say_goodbye(first)
+    ending(second)
+    with h.store.read() as unit:
+        assert [task.reason for task in unit.tasks.list()] == ["drill_broke_off"]
+        [lease] = unit.leases.list()
+    close_lease(second, lease.id)
+    assert h.servers[DEV].usable() == set()
+    assert drill(second, DEV, actor="broker").passed
+
+
+def test_one_of_several_brokers_plays_what_is_due(h):
+    config = replace(h.broker.config, broker=replace(h.broker.config.broker, drill_every=3600))
+    first, second = (replace(each, config=config) for each in pair(h))
+    assert drill_due(second) == 0
+    assert drill_due(first) == 3
+    say_goodbye(first)
+    h.clock.forward(3600)
+    be_seen(second)
+    assert drill_due(second) == 3

@@ -94,6 +94,7 @@ class AggregateSuite(StoreFixtures):
         with store.write() as unit:
             unit.tasks.add(first)
             assert unit.tasks.find_unattached(SPONSOR, "laptop", "r") == first
+            assert unit.tasks.find_unattached(SPONSOR, None, "r") == first
             assert unit.tasks.find_unattached(SPONSOR, "laptop", "R") is None
             assert unit.tasks.find_unattached(HumanId("else@example"), "laptop", "r") is None
         with pytest.raises(Conflict), store.write() as unit:

@@ -172,6 +172,7 @@ class UnitSuite(StoreFixtures):
                 unit.owners.beat(broker, "laptop")
         with store.read() as unit:
             assert unit.owners.alive(60) == {"brk_1", "brk_2"}
+            assert unit.owners.machines(60) == {"brk_1": "laptop", "brk_2": "laptop"}
             assert unit.owners.alive(-60) == frozenset()
         with store.write() as unit:
             unit.owners.end("brk_1")
