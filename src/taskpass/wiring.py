@@ -64,8 +64,11 @@ from taskpass.store.reserve import Reserve
 from taskpass.store.turn import reserve_this_thread
 from taskpass.store.unit import SqlStore
 
-AGENT_THREADS = 64
-"""Agents may wait up to 45 s in a call, so they have many; people and taking back have threads of their own."""
+AGENT_THREADS = 128
+"""Agents may wait up to 45 s in a call, so they have many: four times what one account may use (``server.line``).
+
+People and taking back have threads of their own.
+"""
 PEOPLE_THREADS = 16
 
 _log = logging.getLogger("taskpass")
@@ -326,6 +329,9 @@ def run_broker(directory: Path, *, runtime: Path | None = None) -> int:
     """Serve until SIGTERM or SIGINT; the exit code. Raises ``TaskpassError`` if it cannot start."""
     # Endpoints' secrets live in this process's memory and nowhere else; a core file would be a place of their own.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # Each connection of an agent and each endpoint takes some; 1024, the usual limit, is soon used up.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     directory = directory.resolve()
     load(directory)  # before anything is made in it: a wrong place stays as it was
     with only_broker(directory), asyncio.Runner(loop_factory=_loop_factory()) as runner:

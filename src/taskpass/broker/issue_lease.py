@@ -23,6 +23,7 @@ from taskpass.broker.take_back import close_lease, take_back
 from taskpass.core.approval import Tally
 from taskpass.core.audit import Event
 from taskpass.core.bearer import Bearer
+from taskpass.core.budgets import wait_for_room, window_start
 from taskpass.core.clock import SECOND, Instant, after, seconds_between
 from taskpass.core.decision import Decision, Delivery, Outcome, as_asked
 from taskpass.core.errors import (
@@ -37,7 +38,7 @@ from taskpass.core.errors import (
 )
 from taskpass.core.grant import Grant
 from taskpass.core.guard import demand_sane_clock, effective_now
-from taskpass.core.ids import GrantId, LeaseId, RequestId, role_name
+from taskpass.core.ids import GrantId, HumanId, LeaseId, RequestId, role_name
 from taskpass.core.lease import Lease, LeaseEvent, LeaseState
 from taskpass.core.request import AccessRequest, RequestEvent, RequestState
 from taskpass.core.scope import Level
@@ -97,7 +98,7 @@ def finish(broker: Broker, caller: Caller, intent: Intent, *, until_process_ends
         bearer = _bearer(lease, secret) if lease.delivery is Delivery.BEARER else None
         endpoint = None
         if not (bearer or runs):
-            order = _endpoint_order(broker, caller, run, lease, secret, _settings(broker, intent))
+            order = _endpoint_order(broker, caller, run, lease, secret, intent)
             endpoint = broker.endpoints.open(order)
         broker.owners.serves(lease.id)
         if until_process_ends:
@@ -161,7 +162,7 @@ def intend(broker: Broker, unit: Unit, request: AccessRequest, task: Task, decis
     """
     now = broker.now(unit)
     demand_sane_clock(broker.clock.now(), unit.installation.latest_seen)
-    _demand_budget(broker, unit, task, now)
+    _demand_budget(broker, unit, request, task, now)
     demand_closed_doors(unit, request.manifest)
     manifest, lifetime, counted = request.manifest, request.lifetime, None
     if Outcome.NEEDS_APPROVAL in (decision.outcome, request.decision.outcome):
@@ -218,7 +219,7 @@ def _demand_unchanged(unit: Unit, request: AccessRequest, task: Task) -> None:
         raise Conflict("the request is not what was decided any more", hint="ask again", code="request_void")
 
 
-def _demand_budget(broker: Broker, unit: Unit, task: Task, now: Instant) -> None:
+def _demand_budget(broker: Broker, unit: Unit, request: AccessRequest, task: Task, now: Instant) -> None:
     """Leases that may be usable count, those that are not proven closed included."""
     limits, sponsor = broker.config.budgets, task.principal.sponsor
     if unit.leases.count_live(task=task.id) >= limits.leases_of_task:
@@ -233,6 +234,28 @@ def _demand_budget(broker: Broker, unit: Unit, task: Task, now: Instant) -> None
             "your tasks have enough open accesses",
             hint="release one first",
             code="too_many_leases",
+            retry_after=1 + seconds_between(now, unit.leases.next_end(sponsor=sponsor) or now),
+        )
+    if request.decision.obligations.delivery is Delivery.BEARER:
+        _demand_connections(broker, unit, request, sponsor, now)
+    used = unit.leases.rights(sponsor, task.principal.machine, since=window_start(now))
+    if len(used) >= limits.rights and request.manifest.digest() not in used:
+        raise OverBudget(
+            "your tasks used too many different sets of rights lately",
+            hint="ask for what was asked for before",
+            code="too_many_rights",
+            retry_after=wait_for_room(min(used.values(), default=None), now),
+        )
+
+
+def _demand_connections(broker: Broker, unit: Unit, request: AccessRequest, sponsor: HumanId, now: Instant) -> None:
+    """A secret is used past every endpoint, so all that its account may open counts as open."""
+    handed_out = 1 + unit.leases.count_live(sponsor=sponsor, delivery=Delivery.BEARER)
+    if handed_out * broker.limits_of(request.scope).connections > broker.config.budgets.connections:
+        raise OverBudget(
+            "the secrets that your tasks hold may open enough connections",
+            hint="release one first, or leave --deliver out",
+            code="too_many_connections",
             retry_after=1 + seconds_between(now, unit.leases.next_end(sponsor=sponsor) or now),
         )
 
@@ -382,7 +405,7 @@ def _bearer(lease: Lease, secret: Secret) -> Bearer:
 
 
 def _endpoint_order(
-    broker: Broker, caller: Caller, run: Run | None, lease: Lease, secret: Secret, settings: Mapping[str, str]
+    broker: Broker, caller: Caller, run: Run | None, lease: Lease, secret: Secret, intent: Intent
 ) -> EndpointOrder:
     base = run.directory if run else broker.runtime_directory
     return EndpointOrder(
@@ -396,7 +419,9 @@ def _endpoint_order(
         secret=secret,
         ca=lease.target.tls.get("ca"),
         seconds=max(0, lease.expires_at - broker.clock.now()) / SECOND,
-        settings=settings,
+        settings=_settings(broker, intent),
+        party=intent.task.principal.sponsor,
+        connections=broker.config.budgets.connections,
     )
 
 

@@ -112,6 +112,12 @@ def ask(broker: Broker, caller: Caller, wish: Wish) -> Asked:
     if manifest.empty:
         nothing = Decision(Outcome.DENY, "nothing_to_grant", Obligations())
         return Asked(task, offered, scope, manifest, DEFAULT_TTL, wish.reason, nothing)
+    if len(manifest.objects) > (most := broker.config.budgets.objects):
+        raise InvalidInput(
+            f"that is {len(manifest.objects)} tables at once, and {most} are the most",
+            hint="name those that are needed: --only",
+            code="too_many_objects",
+        )
     lifetime = _wanted(wish.lifetime, offered.environment)
     decision = as_asked(decide(broker, task, offered, manifest, lifetime, wish.reason), wish.delivery)
     return Asked(task, offered, scope, manifest, lifetime, wish.reason, decision, wish.file)

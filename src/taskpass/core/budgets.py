@@ -33,16 +33,23 @@ class Budgets:
     """What one party may use; ``[budgets]`` in taskpass.toml sets each of them for the installation.
 
     ``pending`` questions that wait for a person; ``leases`` and ``leases_of_task`` that may be usable, those not proven
-    closed included. Within ``WINDOW``: ``requests`` recorded, ``prompts`` among them that ask a person, ``tasks``
-    opened, ``text_bytes`` written by agents into them, ``record_bytes`` of audit that all of it causes.
+    closed included; ``connections`` to databases at a time, where a secret that is handed out counts as all those that
+    its account may open; ``objects`` whose rights one lease has.
+
+    Within ``WINDOW``: ``requests`` recorded, ``prompts`` among them that ask a person, ``tasks`` opened, ``text_bytes``
+    written by agents into them, ``record_bytes`` of audit that all of it causes; different ``rights``, because
+    each set of rights is an entry in the grants of its objects for so long, and thousands make an object ungrantable.
     """
 
     pending: int = 5
     prompts: int = 20
     requests: int = 120
     tasks: int = 100
+    rights: int = 30
     leases_of_task: int = 3
     leases: int = 10
+    connections: int = 40
+    objects: int = 500
     text_bytes: int = 64 * 1024
     record_bytes: int = 4 * 1024 * 1024
 

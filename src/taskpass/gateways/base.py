@@ -6,6 +6,7 @@ Contract
     * ``close`` refuses new connections at once, tells each connected client why in its own protocol, and returns
       when no stream is left. It is idempotent, and it must work while nothing else does.
     * The endpoint refuses and ends its streams by itself when the lease's ``seconds`` are over, whatever else works.
+    * A connection beyond what the order's party may have is refused in the client's own protocol.
     * Only peers of the lease's own run (or, outside any run, of its uid) are served.
     * Methods may be called from any thread.
 """
@@ -27,7 +28,8 @@ class EndpointOrder:
 
     ``namespace`` restricts peers to that pid namespace (``<boot id>/<inode>``) and its descendants; empty restricts to
     ``uid`` alone. ``seconds`` from now until the lease ends, by a clock that nobody sets; None for no end of its own.
-    ``uid`` alone. ``settings`` are those with which every session starts, whatever its client asks for.
+    ``party`` has at most ``connections`` client connections at a time, on all endpoints whose orders name it; an empty
+    one is not counted. ``settings`` are those with which every session starts, whatever its client asks for.
     """
 
     lease: LeaseId
@@ -41,6 +43,8 @@ class EndpointOrder:
     ca: str | None = None
     seconds: float | None = None
     settings: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
+    party: str = ""
+    connections: int = 0
 
 
 @dataclass(frozen=True, slots=True)

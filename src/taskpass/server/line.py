@@ -16,13 +16,17 @@ import logging
 import math
 import re
 import socket
+import struct
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
+from weakref import WeakValueDictionary
 
-from taskpass.core.errors import Conflict, Internal, InvalidInput, NotAuthenticated, TaskpassError
+from taskpass.core.errors import Conflict, Internal, InvalidInput, NotAuthenticated, OverBudget, TaskpassError
 from taskpass.identity.base import Peer
 from taskpass.server.sockets import bind_unix
 
@@ -32,8 +36,14 @@ MAX_LINE = 1024 * 1024
 _IN_FLIGHT = 16
 _AT_ONCE = 16
 _CONNECTIONS = 256
+_CONNECTIONS_OF_UID = 128
+"""Of one account, on all sockets together: the others find a place on the socket that they share with it."""
+_AT_ONCE_OF_UID = 32
+"""Calls of one account, on all sockets together."""
 _SEND_SECONDS = 60
 """A client that does not read its answers is cut off after this."""
+
+_PEER = struct.Struct("iII")
 
 _METHOD = re.compile(r"[a-z][a-z_]{0,63}")
 _LARGEST_ID = 2**53 - 1
@@ -50,8 +60,8 @@ class Line:
     """One socket to serve. ``attest`` raises ``NotAuthenticated``; ``handler`` raises ``TaskpassError``.
 
     ``uid``: owner of the socket file (default: ours). ``idle``: seconds without a request after which a connection is
-    closed. Both functions run in the executor's threads; of ``handler`` at most ``at_once`` calls for this socket, so
-    that one run which waits in every call leaves threads to the others.
+    closed. Both functions run in the executor's threads; of ``handler`` at most ``at_once`` calls of one account for
+    this socket, so that one run which waits in every call leaves threads to the others.
     """
 
     path: Path
@@ -71,17 +81,52 @@ class _Served:
     listener: socket.socket
     accepting: asyncio.Task[None]
     talking: set[asyncio.Task[None]] = field(default_factory=set[asyncio.Task[None]])
+    places: WeakValueDictionary[int, asyncio.Semaphore] = field(
+        default_factory=WeakValueDictionary[int, asyncio.Semaphore]
+    )
+
+
+class _Places:
+    """For the calls of one account on one socket, which also count among those of the account on all sockets."""
+
+    def __init__(self, here: asyncio.Semaphore, everywhere: asyncio.Semaphore) -> None:
+        self._here = here
+        self._everywhere = everywhere
+
+    async def acquire(self) -> None:
+        await self._here.acquire()
+        try:
+            await self._everywhere.acquire()
+        except BaseException:
+            self._here.release()
+            raise
+
+    def release(self) -> None:
+        self._everywhere.release()
+        self._here.release()
 
 
 class LineServers:
     """Line sockets that share an executor; ``add`` and ``remove`` may be called from any thread but the loop's own.
 
-    Agents and operators need one each: an agent that fills every thread must not keep a person from revoking.
+    Agents and operators need one each: an agent that fills every thread must not keep a person from revoking. And one
+    account that opens every connection it may, and waits in every call, must not keep another one from being served.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, executor: Executor) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        executor: Executor,
+        *,
+        connections_of_uid: int = _CONNECTIONS_OF_UID,
+        at_once_of_uid: int = _AT_ONCE_OF_UID,
+    ) -> None:
         self._loop = loop
         self._executor = executor
+        self._connections_of_uid = connections_of_uid
+        self._at_once_of_uid = at_once_of_uid
+        self._talking: Counter[int] = Counter()
+        self._places: WeakValueDictionary[int, asyncio.Semaphore] = WeakValueDictionary()
         self._served: dict[Path, _Served] = {}
 
     def add(self, line: Line) -> None:
@@ -122,7 +167,6 @@ class LineServers:
         self._served[line.path] = _Served(line, listener, accepting)
 
     async def _accept(self, line: Line, listener: socket.socket) -> None:
-        places = asyncio.Semaphore(line.at_once)
         while True:
             try:
                 connection, _ = await self._loop.sock_accept(listener)
@@ -131,12 +175,24 @@ class LineServers:
                 await asyncio.sleep(0.1)
                 continue
             served = self._served[line.path]
-            if len(served.talking) >= line.connections:
-                connection.close()
+            uid = _uid_of(connection)
+            if len(served.talking) >= line.connections or self._talking[uid] >= self._connections_of_uid:
+                _say_and_close(connection, _failure(None, _too_many()))
                 continue
+            self._talking[uid] += 1
+            places = _Places(
+                served.places.setdefault(uid, asyncio.Semaphore(line.at_once)),
+                self._places.setdefault(uid, asyncio.Semaphore(self._at_once_of_uid)),
+            )
             task = self._loop.create_task(_talk(line, connection, self._executor, places))
             served.talking.add(task)
-            task.add_done_callback(served.talking.discard)
+            task.add_done_callback(partial(self._forget, served, uid))
+
+    def _forget(self, served: _Served, uid: int, task: asyncio.Task[None]) -> None:
+        served.talking.discard(task)
+        self._talking[uid] -= 1
+        if not self._talking[uid]:
+            del self._talking[uid]
 
 
 async def serve_line(line: Line, executor: Executor) -> None:
@@ -149,7 +205,7 @@ async def serve_line(line: Line, executor: Executor) -> None:
         await servers.close()
 
 
-async def _talk(line: Line, connection: socket.socket, executor: Executor, places: asyncio.Semaphore) -> None:
+async def _talk(line: Line, connection: socket.socket, executor: Executor, places: _Places) -> None:
     """One connection from attestation to its end; never raises but when cancelled."""
     loop = asyncio.get_running_loop()
     peer: Peer | None = None
@@ -191,7 +247,7 @@ class _Conversation:
     writer: asyncio.StreamWriter
     peer: Peer
     executor: Executor
-    places: asyncio.Semaphore
+    places: _Places
 
     async def run(self) -> None:
         answers: asyncio.Queue[asyncio.Future[Params] | None] = asyncio.Queue(_IN_FLIGHT)
@@ -343,6 +399,23 @@ async def _send(writer: asyncio.StreamWriter, answer: Params, limit: int) -> Non
     writer.write(text + b"\n")
     async with asyncio.timeout(_SEND_SECONDS):
         await writer.drain()
+
+
+def _uid_of(connection: socket.socket) -> int:
+    """As the kernel names it. Who the caller is, ``attest`` finds out: this only counts."""
+    _, uid, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    return int(uid)
+
+
+def _too_many() -> OverBudget:
+    return OverBudget("too many connections are open", hint="close some", code="too_many_connections", retry_after=1)
+
+
+def _say_and_close(connection: socket.socket, answer: Params) -> None:
+    with contextlib.suppress(OSError):
+        connection.setblocking(False)
+        connection.send(json.dumps(answer).encode() + b"\n")
+    connection.close()
 
 
 def _unlink(path: Path) -> None:

@@ -28,6 +28,7 @@ from taskpass.core.approval import Approval
 from taskpass.core.audit import Event, Record
 from taskpass.core.budgets import Used
 from taskpass.core.clock import Instant
+from taskpass.core.decision import Delivery
 from taskpass.core.grant import Grant
 from taskpass.core.ids import ApprovalId, GrantId, HumanId, InstallationId, LeaseId, RequestId, RunId, TaskId
 from taskpass.core.lease import Lease, LeaseEvent, LeaseState, Target
@@ -256,8 +257,17 @@ class Leases(Protocol):
         ...
 
     def count_live(
-        self, *, task: TaskId | None = None, sponsor: HumanId | None = None, resource: str | None = None
+        self,
+        *,
+        task: TaskId | None = None,
+        sponsor: HumanId | None = None,
+        resource: str | None = None,
+        delivery: Delivery | None = None,
     ) -> int: ...
+    def rights(self, sponsor: HumanId, machine: str, *, since: Instant) -> dict[str, Instant]:
+        """The manifests, by digest, of that party's leases made at ``since`` or later, and when each first was."""
+        ...
+
     def next_end(self, *, task: TaskId | None = None, sponsor: HumanId | None = None) -> Instant | None:
         """When the first of the leases that ``count_live`` counts ends by itself; None without any."""
         ...

@@ -11,8 +11,9 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, Select, bindparam, func, or_, select, update
 
 from taskpass.core.clock import SECOND, Instant
+from taskpass.core.decision import Delivery
 from taskpass.core.errors import IllegalTransition, InvalidInput, NotFound
-from taskpass.core.ids import GrantId, HumanId, LeaseId, TaskId
+from taskpass.core.ids import GrantId, HumanId, LeaseId, TaskId, first_id
 from taskpass.core.lease import LEASE_TABLE, UNENDED, Lease, LeaseEvent, LeaseState, Target
 from taskpass.store import codec, rows
 from taskpass.store.session import Session
@@ -28,10 +29,14 @@ _EXPIRING = (LeaseState.INTENDED.value, LeaseState.ACTIVE.value)
 
 
 def _live(
-    what: Aggregate, task: TaskId | None, sponsor: HumanId | None, resource: str | None
+    what: Aggregate,
+    task: TaskId | None,
+    sponsor: HumanId | None,
+    resource: str | None = None,
+    delivery: Delivery | None = None,
 ) -> tuple[Select[Any], dict[str, str]]:
-    """The statement for ``what`` of the live leases of a task, a sponsor, a resource, and its values."""
-    given = {"task": task, "sponsor": sponsor, "resource": resource}
+    """The statement for ``what`` of the live leases of a task, a sponsor, a resource, a delivery, and its values."""
+    given = {"task": task, "sponsor": sponsor, "resource": resource, "delivery": delivery and delivery.value}
     values = {name: value for name, value in given.items() if value is not None}
     return _live_of(what, tuple(values)), values
 
@@ -39,7 +44,12 @@ def _live(
 @cache
 def _live_of(what: Aggregate, names: tuple[str, ...]) -> Select[Any]:
     """Kept, because building a statement takes longer than running it."""
-    places = {"task": leases.c.task, "sponsor": tasks.c.sponsor, "resource": leases.c.resource}
+    places = {
+        "task": leases.c.task,
+        "sponsor": tasks.c.sponsor,
+        "resource": leases.c.resource,
+        "delivery": leases.c.delivery,
+    }
     asked = func.count() if what == "count" else func.min(leases.c.expires_at)
     joined = select(asked.label("found")).select_from(leases.join(tasks, leases.c.task == tasks.c.id))
     # Not IN: the library writes such a list into the statement anew each time.
@@ -74,6 +84,16 @@ _ALIKE = (
     .select_from(_ASKED)
     .where(_ACTIVE)
     .order_by(leases.c.id)
+)
+
+
+_RIGHTS = (
+    select(leases.c.manifest_digest.label("digest"), func.min(leases.c.created_at).label("first"))
+    .select_from(leases.join(tasks, leases.c.task == tasks.c.id))
+    # By id as well: ids sort by time and have an index.
+    .where(leases.c.id >= bindparam("first"), leases.c.created_at >= bindparam("since"))
+    .where(tasks.c.sponsor == bindparam("sponsor"), tasks.c.machine == bindparam("machine"))
+    .group_by(leases.c.manifest_digest)
 )
 
 
@@ -215,14 +235,23 @@ class SqlLeases:
         return [(LeaseId(row["id"]), str(row["resource"])) for row in self._session.rows(wanted)]
 
     def count_live(
-        self, *, task: TaskId | None = None, sponsor: HumanId | None = None, resource: str | None = None
+        self,
+        *,
+        task: TaskId | None = None,
+        sponsor: HumanId | None = None,
+        resource: str | None = None,
+        delivery: Delivery | None = None,
     ) -> int:
         """Leases in a state of ``UNENDED``: one that is closing and not proven still counts."""
-        row = self._session.first(*_live("count", task, sponsor, resource))
+        row = self._session.first(*_live("count", task, sponsor, resource, delivery))
         return int(row["found"]) if row else 0
 
+    def rights(self, sponsor: HumanId, machine: str, *, since: Instant) -> dict[str, Instant]:
+        values = {"sponsor": sponsor, "machine": machine, "since": since, "first": first_id("lse", since)}
+        return {row["digest"]: row["first"] for row in self._session.rows(_RIGHTS, values)}
+
     def next_end(self, *, task: TaskId | None = None, sponsor: HumanId | None = None) -> Instant | None:
-        row = self._session.first(*_live("soonest end", task, sponsor, None))
+        row = self._session.first(*_live("soonest end", task, sponsor))
         return row["found"] if row else None
 
 

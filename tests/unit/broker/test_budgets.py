@@ -12,8 +12,8 @@ from taskpass.broker.release_lease import release_lease
 from taskpass.broker.request_access import cancel_request
 from taskpass.core.approval import Verdict
 from taskpass.core.budgets import COOL_DOWN, WINDOW, Budgets, window_start
-from taskpass.core.decision import Outcome
-from taskpass.core.errors import Denied, OverBudget
+from taskpass.core.decision import Delivery, Outcome
+from taskpass.core.errors import Denied, InvalidInput, OverBudget
 from taskpass.core.request import RequestState
 from taskpass.core.separation import Environment, Separation
 from taskpass.testing.broker import ANA, DEV, DORA, STAGING
@@ -220,3 +220,48 @@ def test_a_lease_budget_says_when_the_first_lease_ends(h, agent):
     told = refused(agent.issue, agent.request())
     assert told.code == "too_many_leases"
     assert told.retry_after == 301
+
+
+def test_different_sets_of_rights_are_a_budget_and_the_same_ones_are_not(h):
+    limited(h, rights=1)
+    agent = h.run()
+    agent.open_task()
+    agent.lease(only=("public.orders",))
+    agent.lease(only=("public.orders",))
+    told = refused(agent.issue, agent.request(only=("public.customers",)))
+    assert told.code == "too_many_rights"
+    h.clock.forward(told.retry_after)
+    h.settle()
+    agent.lease(only=("public.customers",))
+
+
+def test_more_tables_at_once_than_allowed_are_refused_before_anything_is_recorded(h):
+    limited(h, objects=1)
+    agent = h.run()
+    agent.open_task()
+    before = h.events()
+    with pytest.raises(InvalidInput) as told:
+        agent.request()
+    assert told.value.code == "too_many_objects"
+    assert h.events() == before
+    agent.lease(only=("public.orders",))
+
+
+def test_the_endpoint_is_told_whose_connections_it_counts(h):
+    limited(h, connections=7)
+    agent = h.run()
+    agent.open_task()
+    order = h.endpoints.open_orders[agent.lease().id]
+    assert (order.party, order.connections) == (DORA, 7)
+
+
+def test_secrets_that_were_handed_out_count_as_all_the_connections_they_may_open(h):
+    limited(h, connections=12)
+    h.policy.answer(Environment.DEV, Outcome.PERMIT, delivery=Delivery.BEARER)
+    agent = h.agent()
+    agent.open_task()
+    for _ in range(2):
+        agent.lease(delivery=Delivery.BEARER)
+    told = refused(agent.issue, agent.request(delivery=Delivery.BEARER))
+    assert told.code == "too_many_connections"
+    agent.lease()

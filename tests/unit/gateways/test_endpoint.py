@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 
 import pytest
 import uvloop
@@ -390,6 +391,20 @@ def test_one_client_more_than_allowed_is_refused_and_a_freed_place_is_taken(benc
     bench.client(endpoint).ready()
 
 
+def test_a_party_has_so_many_connections_on_all_its_endpoints_and_no_other_party_less(bench):
+    mine = [bench.open(echo, LeaseId(f"lse_{n}"), party="dora", connections=2) for n in range(2)]
+    other = bench.open(echo, LeaseId("lse_o"), party="otto", connections=2)
+    clients = [bench.client(endpoint) for endpoint in mine]
+    for client in clients:
+        client.ready()
+    refused = bench.client(mine[0]).refusal()
+    assert refused.sqlstate == "53300"
+    bench.client(other).ready()
+    bench.endpoints.close(LeaseId("lse_1"), message="over")
+    eventually(lambda: bench.endpoints.connections(LeaseId("lse_1")) == 0)
+    bench.client(mine[0]).ready()
+
+
 def test_sockets_that_say_nothing_are_bounded(bench):
     endpoint = bench.open(echo)
     for _ in range(MAX_SOCKETS):
@@ -605,7 +620,7 @@ def test_an_end_before_the_session_has_begun_leaves_nothing_open(bench):
     async def begin_and_end():
         sessions = []
         route = make_route(parse_address(order.target.address), None)
-        session = Session(Service(order, route, SystemEntropy(), sessions), ours)
+        session = Session(Service(order, route, SystemEntropy(), sessions, Counter()), ours)
         task = asyncio.get_running_loop().create_task(session.run())
         await session.end(HangUp(error_response("57P01", "over")), task)
 

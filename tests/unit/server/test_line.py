@@ -15,6 +15,7 @@ import uvloop
 from taskpass.core.errors import Denied, NotAuthenticated
 from taskpass.core.separation import Separation
 from taskpass.identity.base import Caller
+from taskpass.server import line
 from taskpass.server.line import Line, LineServers, parse_request
 from taskpass.server.sockets import private_directory
 
@@ -244,6 +245,7 @@ def test_more_connections_than_allowed_are_closed_and_a_freed_place_serves_again
     with Talk(path) as first:
         assert first.call("a")["id"] == 1
         with Talk(path) as second:
+            assert second.answer()["error"]["code"] == "too_many_connections"
             assert second.answer() is None
     assert peers[0].closed.wait(5)
     with Talk(path) as third:
@@ -272,6 +274,52 @@ def test_one_socket_that_waits_in_every_call_leaves_threads_to_the_others(server
         assert not waiting.acquire(timeout=0.05)
         go_on.set()
         assert [second.answer()["id"] for _ in range(8)] == list(range(8))
+
+
+def as_uids(monkeypatch, *uids):
+    """The accounts behind the next connections, as the kernel would name them."""
+    coming = iter(uids)
+    monkeypatch.setattr(line, "_uid_of", lambda connection: next(coming))
+
+
+def test_one_account_that_opens_all_it_may_leaves_connections_to_the_others(servers, path, monkeypatch):
+    servers._connections_of_uid = 2
+    as_uids(monkeypatch, 7, 7, 7, 8, 7)
+    peers = []
+    servers.add(Line(path, echo, lambda _: peers.append(FakePeer()) or peers[-1]))
+    servers.add(Line(other := path.with_name("other"), echo, lambda _: FakePeer()))
+    with Talk(path) as first, Talk(other) as second:
+        assert first.call("a")["id"] == second.call("a")["id"] == 1
+        with Talk(path) as third, Talk(path) as neighbour:
+            assert third.answer()["error"]["code"] == "too_many_connections"
+            assert neighbour.call("a")["id"] == 1
+        first.socket.shutdown(socket.SHUT_RDWR)
+        assert peers[0].closed.wait(5)
+        with Talk(path) as again:
+            assert again.call("a")["id"] == 1
+
+
+def test_one_account_that_waits_in_every_call_leaves_places_on_the_socket_it_shares(servers, path, monkeypatch):
+    go_on, waiting = threading.Event(), threading.Semaphore(0)
+
+    def wait(method, params, peer):
+        if method == "wait":
+            waiting.release()
+            go_on.wait(10)
+        return {}
+
+    servers._at_once_of_uid = 3
+    as_uids(monkeypatch, 7, 7, 8)
+    servers.add(Line(path, wait, lambda _: FakePeer(), at_once=2))
+    servers.add(Line(other := path.with_name("other"), wait, lambda _: FakePeer(), at_once=2))
+    with Talk(path) as first, Talk(other) as second, Talk(path) as neighbour:
+        for talk in (first, second):
+            talk.send(b"".join(b'{"id":%d,"method":"wait"}\n' % number for number in range(4)))
+        for _ in range(3):
+            assert waiting.acquire(timeout=5)
+        assert neighbour.call("a")["id"] == 1
+        assert not waiting.acquire(blocking=False)
+        go_on.set()
 
 
 def test_removing_a_socket_cuts_its_connections_and_leaves_the_others(servers, path):

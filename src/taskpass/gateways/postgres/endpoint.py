@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -53,6 +53,7 @@ class PostgresEndpoints:
         self._check_peer = check_peer
         self._open: dict[LeaseId, _Listener] = {}
         self._closed: OrderedDict[LeaseId, None] = OrderedDict()
+        self._parties: Counter[str] = Counter()
 
     def open(self, order: EndpointOrder) -> Endpoint:
         """Raises ``Conflict``, ``InvalidInput``, ``TargetUnfit``, ``ConfigInvalid``. Does not touch the target."""
@@ -82,7 +83,9 @@ class PostgresEndpoints:
         if order.lease in self._closed:
             raise Conflict("the lease has ended", code="lease_ended", hint="ask for access again")
         place = make_place(order.directory, order.uid)
-        self._open[order.lease] = _Listener(self._loop, place, order, route, self._entropy, self._check_peer)
+        sessions: dict[Session, asyncio.Task[None]] = {}
+        service = Service(order, route, self._entropy, sessions.keys(), self._parties)
+        self._open[order.lease] = _Listener(self._loop, place, service, sessions, self._check_peer)
         _log.info("endpoint_opened lease=%s", order.lease)
         return Endpoint(order.directory, PORT, route.address.database, order.role)
 
@@ -144,18 +147,17 @@ class _Listener:
         self,
         loop: asyncio.AbstractEventLoop,
         place: Place,
-        order: EndpointOrder,
-        route: Route,
-        entropy: Entropy,
+        service: Service,
+        sessions: dict[Session, asyncio.Task[None]],
         check_peer: CheckPeer,
     ) -> None:
         self._loop = loop
         self._place = place
-        self._order = order
+        self._order = order = service.order
         self._check_peer = check_peer
-        self._sessions: dict[Session, asyncio.Task[None]] = {}
+        self._sessions = sessions
         self._ending: set[asyncio.Task[None]] = set()
-        self._service = Service(order, route, entropy, self._sessions.keys())
+        self._service = service
         self._closed = False
         self._ends_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None

@@ -9,6 +9,7 @@ import asyncio
 import hmac
 import logging
 import socket
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -41,6 +42,17 @@ class Service:
     route: Route
     entropy: Entropy
     sessions: Collection[Session]
+    parties: Counter[str]
+    """Client connections of each party, on all endpoints of this process."""
+
+    def refusal(self) -> str:
+        """Why no further client is served now; empty if one is."""
+        order = self.order
+        if sum(session.is_client for session in self.sessions) >= MAX_CLIENTS:
+            return f"this endpoint serves {MAX_CLIENTS} connections at a time"
+        if order.party and self.parties[order.party] >= order.connections:
+            return f"your tasks have {self.parties[order.party]} connections, as many as they may: close some"
+        return ""
 
 
 class Session:
@@ -122,10 +134,11 @@ class Session:
                 return
 
     async def _connect(self, client: Leg, step: Connect, start: ClientStart) -> None:
-        if sum(session.is_client for session in self._service.sessions) >= MAX_CLIENTS:
-            self._hang_up(refuse("53300", f"this endpoint serves {MAX_CLIENTS} connections at a time"))
+        if words := self._service.refusal():
+            self._hang_up(refuse("53300", words))
             return
         self.is_client = True
+        self._service.parties[self._service.order.party] += 1
         target = await connect(self._service.route)
         try:
             login = self._login(target, step.parameters)
@@ -182,6 +195,8 @@ class Session:
             self._client.transport.close()
 
     def _close(self) -> None:
+        if self.is_client:
+            self._service.parties[self._service.order.party] -= 1
         if self._client is None:
             self._connection.close()
         elif self._splice is None:

@@ -11,6 +11,7 @@ import pytest
 
 from taskpass.core.aftermath import AftermathEvent, AftermathState, Ran
 from taskpass.core.clock import Instant
+from taskpass.core.decision import Delivery
 from taskpass.core.errors import Conflict, Expired, IllegalTransition, InvalidInput, NotFound
 from taskpass.core.ids import GrantId, HumanId, TaskId
 from taskpass.core.lease import Lease, LeaseEvent, LeaseState
@@ -290,6 +291,19 @@ class AggregateSuite(StoreFixtures):
             assert unit.leases.count_live(sponsor=HumanId("else@example")) == 0
             task = unit.leases.list(states=[LeaseState.CLOSING])[0].task
             assert unit.leases.count_live(task=task, sponsor=SPONSOR) == 1
+            assert unit.leases.count_live(sponsor=SPONSOR, delivery=Delivery.ENDPOINT) == 3
+            assert unit.leases.count_live(sponsor=SPONSOR, delivery=Delivery.BEARER) == 0
+
+    def test_rights_that_leases_used_are_counted_once_for_a_sponsor_on_a_machine(
+        self, store: Store, records: Records
+    ) -> None:
+        leases = [lease_in(store, records, state) for state in (LeaseState.CLEANED, LeaseState.ACTIVE)]
+        with store.read() as unit:
+            machine = unit.tasks.get(leases[0].task).principal.machine
+            assert unit.leases.rights(SPONSOR, machine, since=NOW) == {leases[0].manifest_digest: NOW}
+            assert unit.leases.rights(SPONSOR, "other", since=NOW) == {}
+            assert unit.leases.rights(HumanId("else@example"), machine, since=NOW) == {}
+            assert unit.leases.rights(SPONSOR, machine, since=LATER) == {}
 
     def test_many_leases_are_looked_at_without_reading_each(self, store: Store, records: Records) -> None:
         made = {state: lease_in(store, records, state) for state in LeaseState}
