@@ -22,7 +22,7 @@ demo: $(READY) ## Two databases, a broker and one story with real processes
 
 test: check ## Everything: the checks, then every test
 	@$(BIN)/python -m tests.postgres17
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(READY) ## Lint, format, types, direction of imports
 	@$(BIN)/ruff check --quiet $(CODE)

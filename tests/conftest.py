@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import secrets
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,11 +14,53 @@ import pytest
 from psycopg import sql
 
 from taskpass.core.secret import Secret
+from taskpass.issuers.postgres import scram
+from taskpass.runtime.system import SystemEntropy
 from taskpass.testing.postgres import EmbeddedServer, available
 from tests.missing import missing
 from tests.postgres_stores import StoreServer
 
 VERSIONS = (15, 16, 17, 18)
+EMPTY = "empty_template"
+EMPTY_SECONDS = 5.0
+LONGEST = (
+    "tests/acceptance/test_torture.py",
+    "tests/integration/postgres/test_close.py",
+    "tests/acceptance/test_outages.py",
+    "tests/integration/postgres/test_write.py",
+    "tests/integration/postgres/test_kit.py",
+    "tests/acceptance/test_bearer.py",
+    "tests/acceptance/test_two_brokers.py",
+    "tests/unit/broker/test_every_failure.py",
+    "tests/integration/postgres/test_preflight.py",
+    "tests/conformance/test_issuers.py",
+    "tests/acceptance/test_demo.py",
+    "tests/properties/test_leases.py",
+    "tests/acceptance/test_cli.py",
+    "tests/conformance/test_stores.py",
+    "tests/integration/postgres/test_catalogue.py",
+    "tests/acceptance/test_restored.py",
+    "tests/acceptance/test_ends.py",
+    "tests/acceptance/test_drill.py",
+    "tests/unit/server/test_methods.py",
+    "tests/properties/test_manifest.py",
+    "tests/acceptance/test_store_away.py",
+    "tests/integration/postgres/test_close_many.py",
+    "tests/acceptance/test_bad_input.py",
+    "tests/acceptance/test_canaries.py",
+    "tests/integration/test_store_postgres.py",
+    "tests/acceptance/test_two_installations.py",
+    "tests/integration/postgres/test_endpoint.py",
+    "tests/conformance/test_moving.py",
+    "tests/unit/runtime/test_sweeper.py",
+    "tests/integration/test_sandbox.py",
+    "tests/integration/postgres/test_drill.py",
+    "tests/integration/postgres/test_nodes.py",
+    "tests/integration/postgres/test_limits.py",
+    "tests/acceptance/test_write.py",
+    "tests/acceptance/test_migrate.py",
+)
+"""About ten seconds and more, by their measured time. ``make test`` gives whole files to its workers in this order."""
 _numbers = itertools.count(1)
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -29,6 +72,8 @@ class Database:
 
     server: EmbeddedServer
     name: str
+    admin: Connection | None = None
+    """The superuser's, in another database: used for the end if it is given."""
     _open: list[Connection] = field(default_factory=list)
 
     @property
@@ -72,15 +117,72 @@ class Database:
 
     def drop(self) -> None:
         self.close()
-        with self.server.connect() as connection:
-            connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(self.name)))
-            mine = connection.execute(
-                "SELECT rolname FROM pg_roles WHERE starts_with(rolname, %s)", [self.name + "_"]
-            ).fetchall()
-            # One role can own or have granted something of another one, so what is held goes before the roles.
-            names = sql.SQL(", ").join(sql.Identifier(name) for (name,) in mine)
-            if mine:
-                connection.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(names))
+        if self.admin is not None and not self.admin.closed:
+            self._drop(self.admin)
+        else:
+            with self.server.connect() as admin:
+                self._drop(admin)
+
+    def _drop(self, admin: Connection) -> None:
+        empty(admin, self.name)
+        admin.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(self.name)))
+        mine = admin.execute(
+            "SELECT rolname FROM pg_roles WHERE starts_with(rolname, %s)", [self.name + "_"]
+        ).fetchall()
+        # One role can own or have granted something of another one, so what is held goes before the roles.
+        names = sql.SQL(", ").join(sql.Identifier(name) for (name,) in mine)
+        if mine:
+            admin.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(names))
+
+
+def empty(admin: Connection, database: str) -> None:
+    """End every session in ``database`` and wait for that: if one is left, DROP DATABASE looks again after 100 ms."""
+    ending = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
+    deadline = time.monotonic() + EMPTY_SECONDS
+    while admin.execute(ending, [database]).fetchall() and time.monotonic() < deadline:
+        time.sleep(0.001)
+
+
+class Cluster:
+    """A server of the session as its databases are made and dropped: over one connection that stays open."""
+
+    def __init__(self, server: EmbeddedServer):
+        self.server = server
+        _cheapen_logins(server)
+        self._admin = server.connect()
+        self._admin.execute(f"CREATE DATABASE {EMPTY} TEMPLATE template0")
+        # A first session writes the catalogue's cache file, which is then copied into each database.
+        server.connect(EMPTY).close()
+        empty(self._admin, EMPTY)
+
+    @property
+    def admin(self) -> Connection:
+        if self._admin.closed:
+            self._admin = self.server.connect()
+        return self._admin
+
+    def close(self) -> None:
+        self._admin.close()
+
+    def database(self) -> Database:
+        """A new empty database."""
+        made = Database(self.server, f"t{next(_numbers)}", self.admin)
+        self.admin.execute(f"CREATE DATABASE {made.name} TEMPLATE {EMPTY} STRATEGY file_copy".encode())
+        return made
+
+
+def _cheapen_logins(server: EmbeddedServer) -> None:
+    """Let the superuser log in with one round of hashing instead of 4096: the suite does so some ten thousand times."""
+    verifier = scram.verifier(server.password, SystemEntropy(), iterations=1)
+    with server.connect() as connection:
+        words = sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(server.superuser), sql.Literal(verifier))
+        connection.execute(words)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest go first, so that no worker is left alone with one of them at the end."""
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(rank)))
 
 
 def require_version(version: int) -> None:
@@ -114,12 +216,25 @@ def server(request: pytest.FixtureRequest, servers: Callable[[int], EmbeddedServ
     return servers(request.param)
 
 
+@pytest.fixture(scope="session")
+def clusters(servers: Callable[[int], EmbeddedServer]) -> Iterator[Callable[[EmbeddedServer], Cluster]]:
+    """Gives what makes databases on a server of the session; it ends before the servers do."""
+    made: dict[int, Cluster] = {}
+
+    def get(server: EmbeddedServer) -> Cluster:
+        if server.version not in made:
+            made[server.version] = Cluster(server)
+        return made[server.version]
+
+    yield get
+    for cluster in made.values():
+        cluster.close()
+
+
 @pytest.fixture
-def database(server: EmbeddedServer) -> Iterator[Database]:
+def database(server: EmbeddedServer, clusters: Callable[[EmbeddedServer], Cluster]) -> Iterator[Database]:
     """An empty database for one test."""
-    made = Database(server, f"t{next(_numbers)}")
-    with server.connect() as connection:
-        connection.execute(f"CREATE DATABASE {made.name} TEMPLATE template0 STRATEGY file_copy".encode())
+    made = clusters(server).database()
     yield made
     made.drop()
 

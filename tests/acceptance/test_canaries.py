@@ -251,7 +251,7 @@ def _logs_in(stage, role, password):
             dbname="orders",
             user=role,
             password=password,
-            connect_timeout=5,
+            connect_timeout=20,
         ).close()
     except psycopg.OperationalError:
         return False

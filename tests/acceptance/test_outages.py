@@ -93,7 +93,7 @@ def test_a_session_that_loses_its_database_reads_a_clean_error_and_the_lease_ser
         stage.server.crash()
         started = time.monotonic()
         assert met(again) != "alive"
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 15
     finally:
         stage.server.start()
     with connect(lease) as connection:
@@ -127,7 +127,7 @@ def test_a_revocation_that_the_database_cannot_answer_is_a_debt_until_it_is_prov
     down.start()
     back = time.monotonic()
     view = stage.proven(lease)
-    assert time.monotonic() - back < 10
+    assert time.monotonic() - back < 20
     assert view["attempts"] >= 1
     assert "no debt" in stage.taskpass("lease", "ls", "--debt").stdout
     until(lambda: stage.ask(agent, repository="debtor"), what="the debtor asks again")
@@ -146,7 +146,7 @@ def test_a_broker_that_is_told_to_stop_closes_everything_with_proof_first(stage)
         asleep = threading.Thread(target=met, args=(sessions[0], "SELECT pg_sleep(60)"))
         asleep.start()
         stage.stop_broker()
-        asleep.join(10)
+        asleep.join(30)
         assert not asleep.is_alive()
     assert stage.usable() == []
     assert {met(session) for session in sessions} <= {"57P01", "OperationalError"}
@@ -167,7 +167,7 @@ def test_a_killed_broker_takes_its_sessions_along_and_the_next_one_proves_the_en
         asleep.start()
         until(lambda: "pg_sleep" in str(_queries(stage)), what="the query runs")
         stage.stop_broker(kill=True)
-        asleep.join(5)
+        asleep.join(30)
         assert told == ["OperationalError"]
         assert met(idle) != "alive"
         assert refused(lease)

@@ -50,7 +50,7 @@ class Broker:
     def close(self):
         asyncio.run_coroutine_threadsafe(self.servers.close(), self.loop).result(5)
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join(5)
+        self.thread.join(30)
         self.executor.shutdown()
         self.loop.close()
 
@@ -109,7 +109,7 @@ def test_a_connection_that_is_first_used_after_its_maker_died_is_refused(broker)
     gate = threading.Event()
     real = broker.attestor.outside
     slow = broker.place / "r/slow.sock"
-    broker.servers.add(Line(slow, broker.handle, lambda one: (gate.wait(10), real(one))[1]))
+    broker.servers.add(Line(slow, broker.handle, lambda one: (gate.wait(30), real(one))[1]))
     broker.path = slow
     process, stolen = victim(broker)
     with stolen:
@@ -130,7 +130,7 @@ def test_a_process_that_execs_stays_the_same_peer_and_its_end_still_counts(broke
             assert not deadline.wait(0.005)
         assert ask(stolen)["result"]["pid"] == process.pid
         process.kill()
-        process.wait(10)
+        process.wait(30)
         assert ask(stolen)["error"]["code"] == "peer_gone"
 
 
@@ -202,14 +202,14 @@ def test_a_sibling_that_is_quicker_than_the_sandbox_does_not_get_its_run(broker)
     finally:
         binding.close()
         launcher.kill()
-        launcher.wait(10)
+        launcher.wait(30)
 
 
 def test_after_the_launcher_died_nobody_can_bind_its_run(broker):
     launcher = subprocess.Popen(["sleep", "1000"])
     binding = RunBinding("run_01j00000000000000000000000", os.getuid(), Process.hold(launcher.pid), None, "")
     launcher.kill()
-    launcher.wait(10)
+    launcher.wait(30)
     assert binding.ended()
     process, stolen = victim(broker)
     with stolen:

@@ -84,7 +84,7 @@ def main():
         os.close(1)
         serve(base, run, launcher, account, wish.get("refusing"))
         os._exit(0)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while not (base / "broker/log").exists() or "ready" not in (base / "broker/log").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.005)

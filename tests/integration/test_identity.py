@@ -84,7 +84,7 @@ class Child:
     def __exit__(self, *_):
         self.connection.close()
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(30)
         self.process.stdin.close()
 
 

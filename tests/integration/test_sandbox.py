@@ -130,7 +130,7 @@ class Place:
             for pid in members(self.inode()):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            process.wait(10)
+            process.wait(30)
             process.stdout.close()
 
     def python(self, code, **wish):
@@ -182,7 +182,7 @@ def members(inode):
     return found
 
 
-def until(condition, seconds=10.0):
+def until(condition, seconds=30.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "not in time"
@@ -424,7 +424,7 @@ def test_a_signal_to_the_launcher_reaches_the_agent(place):
             assert process.stdout.readline() == f"{name}\n"
         agent = max(members(place.inode()), key=lambda pid: "trap" in Path(f"/proc/{pid}/cmdline").read_text())
         os.kill(agent, signal.SIGCONT)
-        assert process.wait(10) == 3
+        assert process.wait(30) == 3
 
 
 def in_terminal(place, *command):
@@ -531,7 +531,7 @@ def test_everything_ends_when_the_launcher_is_killed(place, victim):
         until(lambda: not init.alive())
         assert set(members(inode)) <= {init.pid}
         init.close()
-        process.wait(10)
+        process.wait(30)
 
 
 def test_the_agent_cannot_outlive_its_run_by_holding_what_init_holds(place):
@@ -554,7 +554,7 @@ print(held, traced, flush=True); time.sleep(1000)
         inode = place.inode()
         os.kill(int((place.base / "launcher").read_text()), signal.SIGKILL)
         until(lambda: not members(inode))
-        process.wait(10)
+        process.wait(30)
 
 
 def test_zombies_of_orphans_are_collected(one_place):
@@ -565,7 +565,7 @@ for _ in range(50):
         if os.fork() == 0: os._exit(0)
         os._exit(0)
     os.wait()
-deadline = time.monotonic() + 5
+deadline = time.monotonic() + 30
 while len([n for n in os.listdir('/proc') if n.isdecimal()]) > 2 and time.monotonic() < deadline: time.sleep(0.01)
 print(len([n for n in os.listdir('/proc') if n.isdecimal()]))
 """)

@@ -244,7 +244,7 @@ def test_a_lost_listening_connection_is_made_again_and_polling_bridges_it(place,
     monkeypatch.setattr(listen, "PAUSE_SECONDS", 0.05)
     store, heard = place.open(), threading.Event()
     store.listen(heard.set)
-    assert heard.wait(10)
+    assert heard.wait(30)
     heard.clear()
     with place.server.connect(place.name) as administrator:
         killed = administrator.execute(
@@ -252,7 +252,7 @@ def test_a_lost_listening_connection_is_made_again_and_polling_bridges_it(place,
             [place.name],
         ).fetchall()
     assert killed == [(True,)]
-    assert heard.wait(10), "connected again, and said so"
+    assert heard.wait(30), "connected again, and said so"
 
 
 # Not being there

@@ -156,7 +156,7 @@ def test_eight_clients_that_reconnect_without_end_leave_no_survivor(broker):
     for client in clients:
         client.stop.set()
     for client in clients:
-        client.join(10)
+        client.join(30)
     assert broker.sessions(made) == []
     assert all(client.last_read is None or client.last_read < closed_at for client in clients)
 
@@ -197,7 +197,7 @@ def race(broker, admin, made):
     assert not admin.execute("SELECT FROM pg_stat_activity WHERE usesysid = %s::regrole", [made.role]).fetchall(), (
         "the session was listed too early to show anything"
     )
-    thread.join(10)
+    thread.join(30)
     return taken, client
 
 

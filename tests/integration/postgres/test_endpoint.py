@@ -21,7 +21,7 @@ from taskpass.core.secret import Secret
 from taskpass.core.separation import Environment
 from taskpass.wire.postgres.messages import cancel_request
 from tests.integration.postgres.certificates import certificate
-from tests.unit.gateways.harness import Bench, eventually
+from tests.unit.gateways.harness import SOON, Bench, eventually
 
 pytestmark = pytest.mark.service
 
@@ -52,7 +52,7 @@ class Lease:
         return self._bench.endpoints.open(self._bench.order("", self.id, **{**options, **changes}))
 
     def connect(self, **options):
-        return psycopg.connect(self.endpoint.dsn, autocommit=True, connect_timeout=5, **options)
+        return psycopg.connect(self.endpoint.dsn, autocommit=True, connect_timeout=20, **options)
 
     def end(self):
         return self._bench.endpoints.close(self.id, message=WORDS)
@@ -182,7 +182,7 @@ def test_pipelines_cursors_and_notifications_work(lease):
             assert len(connection.execute("FETCH 600 FROM c").fetchall()) == 600
         connection.execute("LISTEN news")
         other.execute("NOTIFY news, 'hello'")
-        assert [notice.payload for notice in connection.notifies(timeout=5, stop_after=1)] == ["hello"]
+        assert [notice.payload for notice in connection.notifies(timeout=20, stop_after=1)] == ["hello"]
 
 
 def test_two_sessions_never_share_a_backend(lease):
@@ -221,8 +221,8 @@ def test_a_client_can_cancel_its_own_statement(lease, database):
     with lease.connect() as connection:
         thread, result = sleeping(connection)
         await_active(database, connection)
-        connection.cancel_safe(timeout=5)
-        thread.join(10)
+        connection.cancel_safe(timeout=20)
+        thread.join(30)
         assert result == ["57014"]
         assert connection.execute("SELECT 1").fetchone() == (1,)
 
@@ -327,10 +327,10 @@ def test_the_client_reads_why_its_access_ended_whatever_it_was_doing(lease, data
         eventually(lambda: database.fetch(query, SITUATIONS[situation], pid) == [(True,)])
     began = time.monotonic()
     assert lease.end() == 1
-    assert time.monotonic() - began < 0.5
+    assert time.monotonic() - began < SOON
     if not SITUATIONS[situation]:
         thread.start()
-    thread.join(10)
+    thread.join(30)
     assert not thread.is_alive()
     assert isinstance(result[0], errors.AdminShutdown), repr(result)
     assert WORDS in str(result[0])
@@ -360,7 +360,7 @@ def test_the_words_are_on_the_wire_where_drivers_hide_them(lease, bench, situati
     last = client.messages()[-1]
     assert last.kind == b"E"
     assert b"C57P01\0" in last.body
-    ending.join(5)
+    ending.join(30)
 
 
 def test_nobody_connects_after_the_end_and_the_backends_go(lease):
@@ -397,7 +397,7 @@ def test_an_end_works_while_the_server_is_stopped(lease, server):
     with stopped(server):
         began = time.monotonic()
         assert lease.end() == 1
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < SOON
         with pytest.raises(errors.AdminShutdown):
             connection.execute("SELECT 1")
     connection.close()
@@ -408,7 +408,7 @@ def test_a_backend_that_dies_in_the_middle_is_reported_by_the_server_itself(leas
     thread, result = sleeping(connection)
     await_active(database, connection)
     database.fetch("SELECT pg_terminate_backend(%s)", connection.info.backend_pid)
-    thread.join(10)
+    thread.join(30)
     assert result == ["57P01"]
     connection.close()
     with lease.connect() as again:
@@ -564,8 +564,8 @@ def test_tls_with_the_right_name_is_used_with_channel_binding(encrypted, lease, 
         connection.execute("SET statement_timeout = 0")
         thread, result = sleeping(connection)
         await_active(database, connection)
-        connection.cancel_safe(timeout=5)
-        thread.join(10)
+        connection.cancel_safe(timeout=20)
+        thread.join(30)
         assert result == ["57014"]
     connection = lease.connect()
     assert lease.end() == 1

@@ -235,7 +235,7 @@ def test_a_real_pgbouncer_is_refused(broker, mode):
                 assert fatal(findings(broker, connection=connection)) == ["pooler_address"]
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(30)
 
 
 def _through(broker, port):

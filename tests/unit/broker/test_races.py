@@ -54,7 +54,7 @@ def nothing_left(h):
 
 
 def finish(thread):
-    thread.join(10)
+    thread.join(30)
     assert not thread.is_alive()
 
 

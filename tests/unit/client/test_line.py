@@ -50,7 +50,7 @@ class FakeBroker:
         return self
 
     def __exit__(self, *_):
-        self.thread.join(5)
+        self.thread.join(30)
         self.listener.close()
 
 
@@ -181,7 +181,7 @@ def test_a_second_call_on_an_open_connection_waits_for_nothing(path):
         client.call("status", timeout=30)
         started = time.monotonic()
         client.call("status", timeout=30)
-        served.join(5)
+        served.join(30)
         assert time.monotonic() - started < 10
 
 

@@ -21,7 +21,9 @@ from taskpass.gateways.postgres.endpoint import PostgresEndpoints
 from taskpass.wire.postgres.messages import Framer, read_error, startup, take_first_packet
 from tests.unit.wire.conversation import CANARY, SESSION, ScramServer
 
-PATIENCE = 5.0
+PATIENCE = 15.0
+SOON = PATIENCE / 3
+"""For what must not wait for the other side: enough for a busy machine, and far less than that side takes."""
 LEASE = LeaseId("lse_01")
 ROLE = RoleName("tp_x")
 

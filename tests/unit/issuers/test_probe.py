@@ -77,7 +77,7 @@ def server(tmp_path):
 
     yield start
     for each in started:
-        each.join(5)
+        each.join(30)
 
 
 def prove(place):

@@ -58,7 +58,7 @@ def test_the_end_of_a_process_is_told_once(watcher, child):
     with pytest.raises(queue.Empty):
         told.get(timeout=0.1)
     end(child)
-    assert told.get(timeout=5) == "ended"
+    assert told.get(timeout=30) == "ended"
     with pytest.raises(queue.Empty):
         told.get(timeout=0.1)
 
@@ -82,7 +82,7 @@ def test_a_callback_that_fails_ends_no_other_watch(watcher, child):
     watcher.watch("first", os.pidfd_open(child.pid), fail)
     watcher.watch("second", os.pidfd_open(child.pid), lambda: told.put("ended"))
     end(child)
-    assert told.get(timeout=5) == "ended"
+    assert told.get(timeout=30) == "ended"
 
 
 def test_a_descriptor_number_that_means_another_process_by_now_is_not_taken_for_its_end(child):
@@ -103,18 +103,18 @@ def test_a_lease_ends_with_its_process(watcher, child):
     holders = LeaseHolders(watcher, told.put)
     holders.watch_lease(LEASE, caller(child.pid))
     end(child)
-    assert told.get(timeout=5) == LEASE
+    assert told.get(timeout=30) == LEASE
 
 
 def test_a_lease_of_a_process_that_is_gone_or_another_one_ends_at_once(watcher, child):
     told = queue.Queue()
     holders = LeaseHolders(watcher, told.put)
     holders.watch_lease(LEASE, caller(child.pid, ticks="1"))
-    assert told.get(timeout=1) == LEASE
+    assert told.get(timeout=30) == LEASE
     was = caller(child.pid)
     end(child)
     holders.watch_lease(LEASE, was)
-    assert told.get(timeout=1) == LEASE
+    assert told.get(timeout=30) == LEASE
 
 
 def test_watching_leaves_no_descriptor_behind(watcher, child):
@@ -152,7 +152,7 @@ def test_a_launcher_that_ends_before_first_contact_ends_the_run(sockets, child):
     sockets.open(RUN, os.getuid(), FakePeer(caller(child.pid)))
     assert len(sockets.servers.lines) == 1
     end(child)
-    assert sockets.told.get(timeout=5) == RUN
+    assert sockets.told.get(timeout=30) == RUN
     sockets.close(RUN)
     assert sockets.servers.lines == {}
 
@@ -171,7 +171,7 @@ def test_a_sandbox_that_ended_by_first_contact_ends_its_run(sockets, child, monk
     monkeypatch.setattr(type(sockets.binding(RUN)), "init_pid", 1)
     monkeypatch.setattr("taskpass.runtime.run_sockets.os.pidfd_open", gone)
     sockets.bound(RUN)
-    assert sockets.told.get(timeout=1) == RUN
+    assert sockets.told.get(timeout=30) == RUN
 
 
 def gone(pid):

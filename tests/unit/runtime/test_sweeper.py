@@ -16,7 +16,7 @@ from taskpass.runtime.sweeper import PER_TARGET, Sweeper
 from taskpass.testing.broker import DEV, STAGING, Inline
 
 
-def until(condition, seconds=10.0):
+def until(condition, seconds=30.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to that in time"
@@ -68,7 +68,7 @@ def test_a_target_that_hangs_while_closing_delays_no_other(h, both):
     slow, quick = both
     with sweeping(h, "close") as (_, waiting):
         take_back(h.broker, [slow.id], reason="revoked", actor="test")
-        assert waiting.acquire(timeout=10)
+        assert waiting.acquire(timeout=30)
         take_back(h.broker, [quick.id], reason="revoked", actor="test")
         until(lambda: h.lease(quick.id).state is LeaseState.CLEANED)
         assert h.lease(slow.id).state is LeaseState.CLOSING
@@ -89,7 +89,7 @@ def test_many_hanging_closes_of_one_target_leave_threads_to_the_others(h):
     with sweeping(h, "close") as (_, waiting):
         take_back(h.broker, [lease.id for lease in slow], reason="revoked", actor="test")
         for _ in range(PER_TARGET):
-            assert waiting.acquire(timeout=10)
+            assert waiting.acquire(timeout=30)
         take_back(h.broker, [quick.id], reason="revoked", actor="test")
         until(lambda: h.lease(quick.id).state is LeaseState.CLEANED)
 
@@ -111,7 +111,7 @@ def test_a_target_that_hangs_holds_up_neither_expiry_nor_closing(h, both, call):
 def test_a_job_that_hangs_is_not_started_twice(h, both):
     h.clock.jump(45)
     with sweeping(h, "resolve") as (_, waiting):
-        assert waiting.acquire(timeout=10)
+        assert waiting.acquire(timeout=30)
         time.sleep(2.5)
         # Renewal and the look at manifests may each be waiting once; every second would add one otherwise.
         assert not (waiting.acquire(timeout=0.1) and waiting.acquire(timeout=0.1))
@@ -135,12 +135,12 @@ def test_stopping_waits_for_a_close_that_runs(h, both):
     lease, _ = both
     with sweeping(h, "close") as (sweeper, waiting):
         take_back(h.broker, [lease.id], reason="revoked", actor="test")
-        assert waiting.acquire(timeout=10)
+        assert waiting.acquire(timeout=30)
         stopping = threading.Thread(target=sweeper.stop)
         stopping.start()
         stopping.join(0.3)
         assert stopping.is_alive()
-    stopping.join(10)
+    stopping.join(30)
     assert not stopping.is_alive()
     assert h.lease(lease.id).state is LeaseState.CLOSED
 

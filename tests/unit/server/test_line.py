@@ -43,7 +43,7 @@ def servers(request):
         yield serving
         asyncio.run_coroutine_threadsafe(serving.close(), loop).result(5)
     loop.call_soon_threadsafe(loop.stop)
-    thread.join(5)
+    thread.join(30)
     loop.close()
 
 
@@ -92,7 +92,7 @@ def test_a_request_is_answered_with_its_id(servers, path):
 
 
 def test_several_requests_run_at_once_and_are_answered_in_order(servers, path):
-    both = threading.Barrier(2, timeout=5)
+    both = threading.Barrier(2, timeout=30)
 
     def handler(_method, params, _peer):
         both.wait()
@@ -236,7 +236,7 @@ def test_an_idle_connection_is_closed_and_its_peer_let_go(servers, path):
     servers.add(Line(path, echo, lambda _: peer, idle=0.05))
     with Talk(path) as talk:
         assert talk.answer() is None
-        assert peer.closed.wait(5)
+        assert peer.closed.wait(30)
 
 
 def test_more_connections_than_allowed_are_closed_and_a_freed_place_serves_again(servers, path):
@@ -247,7 +247,7 @@ def test_more_connections_than_allowed_are_closed_and_a_freed_place_serves_again
         with Talk(path) as second:
             assert second.answer()["error"]["code"] == "too_many_connections"
             assert second.answer() is None
-    assert peers[0].closed.wait(5)
+    assert peers[0].closed.wait(30)
     with Talk(path) as third:
         assert third.call("a")["id"] == 1
 
@@ -258,7 +258,7 @@ def test_one_socket_that_waits_in_every_call_leaves_threads_to_the_others(server
 
     def wait(*_):
         waiting.release()
-        go_on.wait(10)
+        go_on.wait(30)
         return {}
 
     servers.add(Line(path, wait, lambda _: FakePeer(), at_once=2))
@@ -266,8 +266,8 @@ def test_one_socket_that_waits_in_every_call_leaves_threads_to_the_others(server
     flood = b"".join(b'{"id":%d,"method":"a","params":{}}\n' % number for number in range(8))
     with Talk(path) as first:
         first.send(flood)
-        assert waiting.acquire(timeout=5)
-        assert waiting.acquire(timeout=5)
+        assert waiting.acquire(timeout=30)
+        assert waiting.acquire(timeout=30)
     with Talk(path) as second, Talk(path.parent / "t") as other:
         second.send(flood)
         assert other.call("a")["id"] == 1
@@ -340,4 +340,4 @@ def test_a_client_that_sends_and_hangs_up_still_has_its_request_handled(servers,
     servers.add(Line(path, lambda *_: seen.set() or {}, lambda _: FakePeer()))
     with Talk(path) as talk:
         talk.send(b'{"id":1,"method":"release","params":{}}\n')
-    assert seen.wait(5)
+    assert seen.wait(30)

@@ -58,7 +58,7 @@ def test_a_store_that_another_process_holds_is_locked_for_a_bounded_time(home):
         started = time.monotonic()
         assert code_of(lambda: append(store)) == "store_locked"
         assert code_of(lambda: home.open(timeout=0.05)) == "store_locked"
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 20
         with store.read() as unit:
             assert unit.audit.head() == (0, GENESIS)
         other.execute("ROLLBACK")
