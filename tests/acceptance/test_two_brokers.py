@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 
@@ -16,7 +15,7 @@ import pytest
 
 from taskpass.testing.postgres import available
 from taskpass.testing.stage import TASKPASS
-from tests.acceptance.actors import Small, connect, met, one_line, until
+from tests.acceptance.actors import RESOURCE, Small, connect, met, one_line, until
 from tests.missing import missing
 
 pytestmark = pytest.mark.service
@@ -33,8 +32,8 @@ class Second(Small):
         self.root, self.servers, self.founder = first.root / "second", first.servers, first.founder
         self.root.mkdir(mode=0o700)
         self.runtime.mkdir(mode=0o700)
-        skipped = shutil.ignore_patterns("run", "reserve", "audit-head")
-        shutil.copytree(first.directory, self.directory, ignore=skipped)
+        self.taskpass("init", "--join", str(first.directory), "--as", "b")
+        self.taskpass("init", "--own-login", "--name", RESOURCE, "--admin-dsn-stdin", stdin=first.admin(RESOURCE))
 
 
 @contextlib.contextmanager
@@ -138,6 +137,18 @@ def test_either_shows_and_takes_back_what_the_other_serves(brokers):
         assert first.shown(lease)["proof"] == second.shown(lease)["proof"]
         until(lambda: not os.path.exists(lease["endpoint"]["host"]), what="the endpoint of the first broker gone")
     assert first.usable() == []
+
+
+def test_each_enters_the_target_with_a_login_of_its_own_and_replaces_its_password(brokers):
+    def replaced(stage):
+        login = stage.call("health")["logins"][RESOURCE]
+        return login["error"] is None and login["age_seconds"] is not None
+
+    for stage in brokers:
+        until(lambda stage=stage: replaced(stage), what="the password replaced")
+    with brokers[0].server.connect("orders") as connection:
+        logins = connection.execute("SELECT login::text FROM taskpass.broker ORDER BY 1").fetchall()
+    assert [name.removeprefix(logins[0][0]) for (name,) in logins] == ["", "_b"]
 
 
 def test_what_a_killed_broker_served_is_finished_by_the_other(brokers):

@@ -85,6 +85,7 @@ class Enrolling:
         self._entropy = entropy
         self._config = load(directory)
         self._installation = InstallationId(installation_id(self._config))
+        self._user = kit.broker_login(self._installation, self._config.broker.name)
 
     def with_admin(self, wanted: Wanted, admin: Secret) -> Enrolled:
         """Install with an administrator's login, rehearse with the broker's own, write the configuration.
@@ -101,7 +102,7 @@ class Enrolling:
             resource = self._resource(wanted, login, found)
             password, known = self._password(resource)
             _demand_fit(enrol.judge_owner(connection, wanted.owner))
-            keep = known and enrol.accepts(resource.target(), self._installation, password, self._entropy)
+            keep = known and enrol.accepts(resource.target(), self._user, password, self._entropy)
             text = enrol.script(self._wish(wanted, password, keep=keep), found.server_version, self._entropy)
             try:
                 findings = enrol.install(connection, text)
@@ -115,7 +116,7 @@ class Enrolling:
                 return self._keep(resource, password, found, findings)
             except BaseException:
                 if not known:
-                    enrol.undo(connection, found, self._installation)
+                    enrol.undo(connection, found, self._user)
                 raise
 
     def with_own_login(self, wanted: Wanted, own: Secret) -> Enrolled:
@@ -124,7 +125,7 @@ class Enrolling:
             return self._with_own_login(wanted, own)
 
     def _with_own_login(self, wanted: Wanted, own: Secret) -> Enrolled:
-        login = enrol.read_login(_with_user(own.reveal(), kit.broker_login(self._installation)))
+        login = enrol.read_login(_with_user(own.reveal(), self._user))
         password = login.password or self._pending(wanted, login)
         with enrol.connected(replace(login, password=password), self._entropy) as connection:
             found = enrol.survey(connection)
@@ -141,6 +142,45 @@ class Enrolling:
             password = scram.new_secret(self._entropy)
             self._store(f"{wanted.name}.cred", password)
         return enrol.script(self._wish(wanted, password, keep=True), kit.OLDEST, self._entropy)
+
+    def own_login(self, name: str, admin: Secret) -> Enrolled:
+        """Give this broker the login of its own in ``name``, which the installation has enrolled: nothing else changes.
+
+        Raises ``Conflict`` (login_taken) if the login is there and does not take the password that is kept here.
+        """
+        resource = self._enrolled(name)
+        login = enrol.read_login(admin.reveal())
+        with only_writer(self._directory), enrol.connected(login, self._entropy) as connection:
+            found = enrol.survey(connection)
+            if (resource.cluster, resource.database) != (found.cluster, found.database):
+                raise Conflict(f"{name} is another database than the one at this address", hint="give its own address")
+            password = self._own_password(resource)
+            target = resource.target()
+            if enrol.exists(connection, self._user) and not enrol.accepts(target, self._user, password, self._entropy):
+                raise Conflict(
+                    f"the login {self._user} is there and has another password",
+                    hint="another broker may have this name; if not, use what --print-sql says at its end",
+                    code="login_taken",
+                )
+            text = enrol.login_script(self._installation, self._config.broker.name, password, self._entropy)
+            return self._keep(resource, password, found, enrol.install(connection, text))
+
+    def own_login_sql(self, name: str) -> str:
+        """The script for a DBA that does what ``own_login`` does."""
+        password = self._own_password(self._enrolled(name))
+        return enrol.login_script(self._installation, self._config.broker.name, password, self._entropy)
+
+    def _enrolled(self, name: str) -> Resource:
+        if name not in self._config.resources:
+            raise InvalidInput("--own-login needs --name: a resource of this broker's taskpass.toml", code="usage")
+        return self._config.resources[name]
+
+    def _own_password(self, resource: Resource) -> Secret:
+        """Raises ``ConfigInvalid`` if it is not kept in a file of this broker's, for this broker's login."""
+        credential = read_credential(self._directory, resource.login)
+        if credential.password is None or credential.user != self._user:
+            raise ConfigInvalid(f"{resource.name} is not entered as {self._user} with a password", hint="see its login")
+        return credential.password
 
     def _wish(self, wanted: Wanted, password: Secret, *, keep: bool) -> enrol.Wish:
         """What is asked for now, and what the configuration offers of the same database already."""
@@ -160,6 +200,7 @@ class Enrolling:
             keep,
             tuple(writes),
             wanted.owner,
+            self._config.broker.name,
         )
 
     def _pending(self, wanted: Wanted, login: enrol.Login) -> Secret:
@@ -220,7 +261,7 @@ class Enrolling:
         """Rehearse, then write credential and configuration, in this order; nothing stays if one of them fails."""
         target = resource.target()
         findings = findings + enrol.rehearse(
-            target, self._installation, password, clock=self._clock, entropy=self._entropy
+            target, self._installation, self._user, password, clock=self._clock, entropy=self._entropy
         )
         _demand_fit(findings)
         again = resource.name in self._config.resources
@@ -246,7 +287,7 @@ class Enrolling:
         self._config: Config = load(self._directory)
 
     def _store(self, name: str, password: Secret) -> None:
-        write_credential(self._directory, name, Credential(kit.broker_login(self._installation), password))
+        write_credential(self._directory, name, Credential(self._user, password))
 
     def _known(self, resource: Resource) -> tuple[Secret, ...]:
         return read_credential(self._directory, resource.login).passwords

@@ -60,6 +60,9 @@ _VERBS = sorted(verb.value for verb in WRITE_VERBS)
 @click.option("--store", metavar="ADDRESS", help="Keep the records there (postgresql://host:port/db), not in a file.")
 @click.option("--store-login-stdin", is_flag=True, help="Read the broker's login there from stdin: user:password.")
 @click.option("--store-ca", metavar="CA", help="Who vouches for that server: system, or an authority's file.")
+@click.option("--join", type=click.Path(path_type=Path), metavar="DIR", help="For a further broker: the first one's.")
+@click.option("--as", "broker", metavar="NAME", help="With --join: what this broker is called (b).")
+@click.option("--own-login", is_flag=True, help="Make this broker's own login in the enrolled database --name.")
 @click.option("--demo", is_flag=True, hidden=True, help="For taskpass demo: an installation that is a demo for ever.")
 @directory_option
 def command(
@@ -85,6 +88,9 @@ def command(
     store: str | None,
     store_login_stdin: bool,
     store_ca: str | None,
+    join: Path | None,
+    broker: str | None,
+    own_login: bool,
     demo: bool,
     directory: Path,
 ) -> int:
@@ -97,6 +103,10 @@ def command(
     from taskpass.runtime.system import SystemClock, SystemEntropy
 
     _demand_one_source(admin_dsn_stdin=admin_dsn_stdin, print_sql=print_sql, own=login_stdin, store=store_login_stdin)
+    if join or broker:
+        return _join(directory, join, broker)
+    if own_login:
+        return _own_login(directory, name or "", admin=admin_dsn_stdin, print_sql=print_sql)
     if upgrade or uninstall:
         return _script_of_the_kit(print_sql=print_sql, upgrade=upgrade, uninstall=uninstall)
     wanted = enrolment.Wanted(
@@ -151,6 +161,39 @@ def _verbs(levels: tuple[str, ...], verbs: tuple[str, ...]) -> frozenset[Verb]:
     if verbs and Level.WRITE not in levels:
         raise InvalidInput("--verb belongs to --access write", code="usage")
     return frozenset(Verb(verb) for verb in verbs)
+
+
+def _join(directory: Path, first: Path | None, name: str | None) -> int:
+    """A further broker on the store: its directory, with logins that are made in the targets next."""
+    from taskpass.cli.joining import join
+    from taskpass.runtime.system import SystemEntropy
+
+    if not (first and name):
+        raise InvalidInput("--join and --as belong together", code="usage")
+    joined = join(directory, first, name, entropy=SystemEntropy())
+    talk(f"taskpass: made {directory}, for broker {name} of installation {joined.installation}")
+    for resource in joined.by_hand:
+        talk(f"by hand: the login of {visible(resource)} in taskpass.toml; brokers must not share one")
+    for resource in joined.waiting:
+        talk(f"next: taskpass init --own-login --name {visible(resource)}   (makes {joined.user} there)")
+    talk("then: taskpass up")
+    return 0
+
+
+def _own_login(directory: Path, name: str, *, admin: bool, print_sql: bool) -> int:
+    from taskpass.cli.enrolment import Enrolling
+    from taskpass.cli.findings import print_findings
+    from taskpass.runtime.system import SystemClock, SystemEntropy
+
+    setup = Enrolling(directory, SystemClock(), SystemEntropy())
+    if print_sql:
+        show(setup.own_login_sql(name))
+        talk("taskpass: a DBA runs this in the database (psql -X -v ON_ERROR_STOP=1 -f FILE); no password is in it")
+        return 0
+    made = setup.own_login(name, from_stdin() if admin else _typed())
+    show(style(f"{made.name} has a login of this broker's own: {visible(made.address)}", "bold"))
+    print_findings(made.findings)
+    return 0
 
 
 def _script_of_the_kit(*, print_sql: bool, upgrade: bool, uninstall: bool) -> int:

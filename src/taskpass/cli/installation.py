@@ -58,6 +58,17 @@ def founding(
 
     If the block raises, nothing is left. Raises ``Conflict`` if ``directory`` holds anything already.
     """
+    with arising(directory) as place:
+        secret = _fill(place, founder, write.render_new(trust_domain) + _stored(place, store), demo, clock, entropy)
+        yield place, secret
+
+
+@contextmanager
+def arising(directory: Path) -> Generator[Path]:
+    """An empty directory under a temporary name, put into place at the block's end; nothing is left if it raises.
+
+    Raises ``Conflict`` if ``directory`` holds anything already.
+    """
     if directory.exists() and any(directory.iterdir()):
         raise Conflict(f"{directory} is not empty and is no broker's directory", hint="name another with --directory")
     directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -65,8 +76,7 @@ def founding(
     place = directory.with_name(f".{directory.name}.{os.getpid()}.new")
     place.mkdir(mode=0o700)
     try:
-        secret = _fill(place, founder, write.render_new(trust_domain) + _stored(place, store), demo, clock, entropy)
-        yield place, secret
+        yield place
         place.rename(directory)
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)

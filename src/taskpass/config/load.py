@@ -5,6 +5,7 @@ Not for: reaching a database. Whether an address answers, and with which cluster
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable
 from dataclasses import fields
@@ -26,6 +27,7 @@ T = TypeVar("T")
 FILE = "taskpass.toml"
 SHORTEST_DRILLS, LONGEST_DRILLS = 60, 30 * 86400
 """Seconds between two drills of a resource."""
+_BROKER_NAME = re.compile(r"[a-z0-9]{1,16}")
 _TRUST_DOMAIN = frozenset("abcdefghijklmnopqrstuvwxyz0123456789.-_")
 
 
@@ -108,9 +110,17 @@ def _broker(table: Table, directory: Path) -> BrokerSettings:
         store_tls=tls,
         allow_root_agents=table.flag("allow_root_agents"),
         drill_every=_drill_every(table),
+        name=broker_name(table.text("name")) if table.has("name") else "",
     )
     table.done()
     return settings
+
+
+def broker_name(name: str) -> str:
+    """Short, because it ends the names of logins."""
+    if not _BROKER_NAME.fullmatch(name):
+        raise ConfigInvalid("broker.name must be 1 to 16 lower-case letters and digits", hint='name = "b"')
+    return name
 
 
 def _drill_every(table: Table) -> int:

@@ -27,7 +27,7 @@ class BrokerSettings:
 
     ``store_login`` and ``store_tls`` are as ``login`` and ``tls`` of a resource, and empty for SQLite.
     ``allow_root_agents`` serves callers with uid 0. ``drill_every``: seconds between two drills of a resource; 0: none
-    by itself.
+    by itself. ``name`` tells brokers on one store apart: the end of this one's logins in the targets.
     """
 
     trust_domain: str
@@ -36,6 +36,7 @@ class BrokerSettings:
     drill_every: int = 0
     store_login: Mapping[str, str] = field(hash=False, default_factory=dict[str, str])
     store_tls: Mapping[str, str] = field(hash=False, default_factory=dict[str, str])
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)

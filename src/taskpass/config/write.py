@@ -45,13 +45,22 @@ def replace_store(text: str, lines: str) -> str:
     Only keys that stand on a line of their own are found: the caller compares what the result says. Raises
     ``ConfigInvalid`` if there is no line ``[broker]``.
     """
+    return _replace(text, "store(_login|_tls)?", lines)
+
+
+def name_broker(text: str, name: str) -> str:
+    """``text`` with ``name`` as the broker's, first in ``[broker]``; as ``replace_store``."""
+    return _replace(text, "name", f"name = {quote(name)}   # its logins in the targets end with it\n")
+
+
+def _replace(text: str, keys: str, lines: str) -> str:
     mark = re.search(r"^[ \t]*\[[ \t]*broker[ \t]*\][^\n]*\n", text, re.MULTILINE)
     if not mark:
         raise ConfigInvalid("the line [broker] cannot be found", hint=f"write by hand: {lines.strip()}")
     rest = text[mark.end() :]
     end = re.search(r"^[ \t]*\[", rest, re.MULTILINE)
     section, after = (rest[: end.start()], rest[end.start() :]) if end else (rest, "")
-    kept = re.sub(r"^[ \t]*store(_login|_tls)?[ \t]*=[^\n]*\n?", "", section, flags=re.MULTILINE)
+    kept = re.sub(rf"^[ \t]*{keys}[ \t]*=[^\n]*\n?", "", section, flags=re.MULTILINE)
     return text[: mark.end()] + lines + kept + after
 
 

@@ -175,12 +175,15 @@ class Stage:
 
     def enrol(self, server: str, *, environment: str, exclude: Sequence[str] = (), more: Sequence[str] = ()) -> None:
         """``taskpass init --postgres`` for the database of ``server``, under the server's name."""
-        running = self.servers[server]
-        admin = f"postgresql://{running.superuser}:{running.password.reveal()}@{running.address('orders')}"
         words = ["init", "--postgres", "--name", server, "--environment", environment, "--admin-dsn-stdin"]
         words += ["--table", f"{orders.SCHEMA}.*", "--close-other-databases"]
         words += [word for pattern in exclude for word in ("--exclude", pattern)]
-        self.taskpass(*words, *more, stdin=admin)
+        self.taskpass(*words, *more, stdin=self.admin(server))
+
+    def admin(self, server: str) -> str:
+        """The administrator's login for the database of ``server``."""
+        running = self.servers[server]
+        return f"postgresql://{running.superuser}:{running.password.reveal()}@{running.address('orders')}"
 
     # ---- the broker ----
 

@@ -219,6 +219,7 @@ class Wish:
     """A login that is there already keeps its password: the broker may have replaced this one since."""
     writes: tuple[kit.Writing, ...] = ()
     owner: str = ""
+    broker: str = ""
 
 
 def judge_owner(connection: Connection, owner: str) -> list[Finding]:
@@ -238,6 +239,7 @@ def script(wish: Wish, server_version: int, entropy: Entropy) -> str:
         keep_password=wish.keep_password,
         writes=wish.writes,
         owners=owners,
+        broker=wish.broker,
     )
     return kit.install_sql(server_version, enrolment) + (kit.give_password_sql(enrolment) if wish.keep_password else "")
 
@@ -275,8 +277,8 @@ def with_rollback(connection: Connection) -> None:
             connection.close()
 
 
-def undo(connection: Connection, before: Survey, installation: InstallationId) -> bool:
-    """Take out what was put in since ``before``, for an enrolment that failed later. True if nothing is left.
+def undo(connection: Connection, before: Survey, login: str) -> bool:
+    """Take out what was put in since ``before``, for an enrolment that failed later. True if nothing is left of it.
 
     A kit that was there before stays: another installation may live from it.
     """
@@ -288,7 +290,6 @@ def undo(connection: Connection, before: Survey, installation: InstallationId) -
         if before.kit_version == 0:
             connection.execute(kit.uninstall_sql().encode())
             return True
-        login = kit.broker_login(installation)
         connection.execute("DELETE FROM taskpass.broker WHERE login = %s", [login])
         connection.execute(sql.SQL("DROP OWNED BY {}").format(sql.Identifier(login)))
         connection.execute(sql.SQL("DROP ROLE {}").format(sql.Identifier(login)))
@@ -310,17 +311,27 @@ def close_other_databases(connection: Connection, found: Survey) -> list[Finding
     return findings
 
 
-def accepts(target: Target, installation: InstallationId, password: Secret, entropy: Entropy) -> bool:
-    """Whether the server takes ``password`` for the broker's login. Raises ``TargetUnavailable`` if it does not say."""
-    user = kit.broker_login(installation)
+def login_script(installation: InstallationId, broker: str, password: Secret, entropy: Entropy) -> str:
+    """What the administrator runs to give a further broker a login of its own. It holds a verifier and no password."""
+    verifier = scram.verifier(password, entropy, iterations=scram.BEARER_ITERATIONS)
+    return kit.login_sql(kit.Enrolment(installation, verifier, (), broker=broker))
+
+
+def exists(connection: Connection, login: str) -> bool:
+    """Whether there is such a login in the cluster."""
+    return connection.execute("SELECT FROM pg_roles WHERE rolname = %s", [login]).fetchone() is not None
+
+
+def accepts(target: Target, user: str, password: Secret, entropy: Entropy) -> bool:
+    """Whether the server takes ``password`` for the login ``user``. Raises ``TargetUnavailable`` if it does not say."""
     return OwnLogin(Connections(target, BrokerLogin(user)), target, user, entropy).accepts(password)
 
 
 def rehearse(
-    target: Target, installation: InstallationId, password: Secret, *, clock: Clock, entropy: Entropy
+    target: Target, installation: InstallationId, user: str, password: Secret, *, clock: Clock, entropy: Entropy
 ) -> list[Finding]:
     """Look at everything as the broker's own login, and make and take back a throw-away role."""
-    issuer = PostgresIssuer(target, installation, password, clock=clock, entropy=entropy)
+    issuer = PostgresIssuer(target, installation, password, clock=clock, entropy=entropy, user=user)
     try:
         return issuer.preflight(thorough=True)
     finally:

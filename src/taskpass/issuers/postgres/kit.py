@@ -29,6 +29,7 @@ MOST_LIVE = 50
 MOST_LIVE_MIGRATIONS = 2
 
 _INSTALLATION = re.compile(r"[0-9a-hjkmnp-tv-z]{8}")
+_BROKER = re.compile(r"[a-z0-9]{0,16}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +62,19 @@ class Enrolment:
     writes: tuple[Writing, ...] = ()
     keep_password: bool = False
     """Give ``verifier`` to a login that is made here, and leave that of a login that is there already."""
+    broker: str = ""
+    """Which of several brokers on one store, as in ``broker_login``."""
+
+    @property
+    def login(self) -> str:
+        return broker_login(self.installation, self.broker)
 
 
-def broker_login(installation: InstallationId) -> str:
-    """The name of the broker's own login in every target."""
-    if not _INSTALLATION.fullmatch(installation):
+def broker_login(installation: InstallationId, broker: str = "") -> str:
+    """The name of the broker's own login in every target; ``broker`` tells further ones on the same store apart."""
+    if not _INSTALLATION.fullmatch(installation) or not _BROKER.fullmatch(broker):
         raise InvalidInput("not a valid installation id")
-    return f"taskpass_broker_{installation}"
+    return f"taskpass_broker_{installation}" + (f"_{broker}" if broker else "")
 
 
 def install_sql(server_version: int, enrolment: Enrolment) -> str:
@@ -93,9 +100,23 @@ def install_sql(server_version: int, enrolment: Enrolment) -> str:
 
 def give_password_sql(enrolment: Enrolment) -> str:
     """A comment for the DBA of a broker that lost its password: what gives ``verifier`` to a login that is there."""
-    name = sql.Identifier(broker_login(enrolment.installation))
+    name = sql.Identifier(enrolment.login)
     words = sql.SQL("ALTER ROLE {} PASSWORD {};").format(name, _text(enrolment.verifier)).as_string(None)
     return f"\n-- Only if the broker has lost its password (its directory was restored from a backup):\n-- {words}\n"
+
+
+def login_sql(enrolment: Enrolment) -> str:
+    """A login for a further broker of an installation that is enrolled: nothing else changes. May run again."""
+    names = {"name": _text(enrolment.login), "installation": _text(enrolment.installation)}
+    return "\n".join(
+        (
+            "BEGIN;\nSET LOCAL search_path = pg_catalog, pg_temp;",
+            _login(replace(enrolment, keep_password=True)),
+            sql.SQL(_FURTHER).format(**names).as_string(None),
+            _file("brokers.sql"),
+            "COMMIT;",
+        )
+    ) + give_password_sql(enrolment)
 
 
 def upgrade_sql() -> str:
@@ -171,7 +192,7 @@ def _file(name: str) -> LiteralString:
 
 
 def _login(enrolment: Enrolment) -> str:
-    name = broker_login(enrolment.installation)
+    name = enrolment.login
     password = sql.SQL(" PASSWORD {}").format(_text(enrolment.verifier)) if enrolment.verifier else sql.SQL("")
     return (
         sql.SQL(_LOGIN if enrolment.keep_password else _REKEYED_LOGIN)
@@ -204,7 +225,7 @@ def _ceiling(enrolment: Enrolment) -> list[tuple[str, Verb, int, int]]:
 
 
 def _enrol(enrolment: Enrolment) -> str:
-    name = broker_login(enrolment.installation)
+    name = enrolment.login
     lines = [
         sql.SQL("    ({}, {}, {}, {}, {})").format(
             *map(_text, (*pattern(text).split(".", 1), verb.value)), longest, most
@@ -272,6 +293,17 @@ DO $do$ BEGIN
     IF NOT EXISTS (SELECT FROM taskpass.broker) THEN
         RAISE EXCEPTION 'taskpass: no broker is enrolled in this database, so there is nothing to upgrade'
             USING HINT = 'taskpass init --postgres --print-sql';
+    END IF;
+END $do$;
+"""
+
+_FURTHER = """\
+INSERT INTO taskpass.broker (login, installation, epoch)
+SELECT {name}, {installation}, max(b.epoch) FROM taskpass.broker b WHERE b.installation = {installation}
+HAVING count(*) > 0 ON CONFLICT (login) DO NOTHING;
+DO $do$ BEGIN
+    IF NOT EXISTS (SELECT FROM taskpass.broker b WHERE b.login = {name} AND b.installation = {installation}) THEN
+        RAISE EXCEPTION 'taskpass: this installation is not enrolled in this database';
     END IF;
 END $do$;
 """
