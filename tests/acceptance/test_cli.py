@@ -263,6 +263,32 @@ def test_init_again_changes_nothing_and_keeps_the_broker_logged_in(enrolled, dsn
     assert (enrolled.directory / "taskpass.toml").read_bytes() == before
 
 
+def test_init_again_adds_an_owner_to_an_enrolled_database_and_leaves_the_rest(enrolled, server, dsn):
+    with server.connect("shop") as connection:
+        connection.execute("CREATE ROLE keeper; CREATE ROLE other_keeper; CREATE ROLE app_and_owner LOGIN")
+    path = enrolled.directory / "taskpass.toml"
+    before = path.read_bytes()
+    again = ("--name", "orders", "--admin-dsn-stdin")
+    try:
+        refused = enrolled.run(*INIT, *again, "--migrate-owner", "app_and_owner", stdin=dsn)
+        assert refused.returncode == 1
+        assert "ALTER ROLE app_and_owner NOLOGIN" in refused.stdout
+        assert path.read_bytes() == before
+        assert enrolled.run(*INIT, *again, "--migrate-owner", "keeper", stdin=dsn).returncode == 0
+        added = path.read_text().removeprefix(before.decode().rstrip())
+        assert added.split("#")[0].split() == ["[resources.orders.access.migrate]", "owner", "=", '"keeper"']
+        with server.connect("shop") as connection:
+            owners = connection.execute("SELECT role FROM taskpass.owner").fetchall()
+        assert owners == [("keeper",)]
+        assert enrolled.run(*INIT, *again, "--migrate-owner", "keeper", stdin=dsn).returncode == 0
+        assert path.read_bytes() == before.rstrip() + added.encode()
+        other = enrolled.run(*INIT, *again, "--migrate-owner", "other_keeper", stdin=dsn)
+        assert "[another_owner]" in other.stderr
+        assert path.read_bytes() == before.rstrip() + added.encode()
+    finally:
+        path.write_bytes(before)
+
+
 def test_the_same_cluster_is_refused_for_another_environment(enrolled, dsn):
     done = enrolled.run(
         "init", "--postgres", "--name", "live", "--environment", "production", "--admin-dsn-stdin", stdin=dsn

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import psycopg
 import pytest
 
 from taskpass.core.errors import NotProven, TargetUnavailable
 from taskpass.core.ids import new_installation_id
 from taskpass.core.lease import Target
-from taskpass.core.scope import Level, Scope
+from taskpass.core.scope import VERBS_OF_LEVEL, Level, Scope
 from taskpass.core.separation import Environment
+from taskpass.issuers.postgres.kit import Writing
 from taskpass.testing.fake_issuer import Account, FakeIssuer, FakeTarget, renamed
-from taskpass.testing.suites.issuer import IssuerSuite, LoginRefused, live, names, order
+from taskpass.testing.suites.issuer import Files, IssuerSuite, LoginRefused, live, names, order
 from tests.integration.postgres.enrolled import ENTROPY, TABLES, Broker, until
 
 
@@ -30,7 +33,19 @@ class FakeRig:
         self.issuer = FakeIssuer(self.target, new_installation_id(ENTROPY))
         self.other = FakeIssuer(self.target, new_installation_id(ENTROPY))
         self.scope = Scope("shop", "read", Level.READ, ("shop.orders",))
+        self.writing = Scope("shop", "write", Level.WRITE, ("shop.orders",))
         self.entropy = ENTROPY
+
+    @property
+    def files(self):
+        return Files(
+            scope=Scope("shop", "migrate", Level.MIGRATE, (), owner="app_owner"),
+            good="ADD notes\nFILL notes",
+            failing="ADD notes\nFAIL",
+            open_door="ADD notes\nOPEN notes",
+            refused="ADD notes\n\\! id",
+            done=lambda: "ADD notes" in self.target.changes,
+        )
 
     def enter(self, role, secret):
         try:
@@ -64,9 +79,25 @@ class PostgresRig:
     def __init__(self, database):
         database.execute(*TABLES)
         self.database = database
-        self.brokers = [Broker(database)]
+        self.owner = database.role("owner")
+        database.execute(f"CREATE SCHEMA moved AUTHORIZATION {self.owner}")
+        writes = (Writing(("shop.*",), ("shop.hidden",), VERBS_OF_LEVEL[Level.WRITE]),)
+        self.brokers = [Broker(database, owners=(self.owner,), writes=writes)]
         self.issuer = self.brokers[0].issuer
         self.scope, self.entropy = self.brokers[0].scope, ENTROPY
+        self.writing = replace(self.scope, access="write", level=Level.WRITE, verbs=frozenset())
+
+    @property
+    def files(self):
+        table = "CREATE TABLE moved.notes (id int);\n"
+        return Files(
+            scope=Scope("shop", "migrate", Level.MIGRATE, (), owner=self.owner),
+            good=table + "INSERT INTO moved.notes VALUES (1)",
+            failing=table + "INSERT INTO moved.nothing VALUES (1)",
+            open_door=table + "GRANT DELETE ON moved.notes TO PUBLIC",
+            refused="SELECT 1;\n\\! id",
+            done=lambda: self.database.fetch("SELECT to_regclass('moved.notes') IS NOT NULL")[0][0],
+        )
 
     @property
     def other(self):

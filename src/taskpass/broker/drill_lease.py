@@ -8,14 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from taskpass.broker.context import Broker
+from taskpass.broker.intend_lease import Terms, intend_lease
 from taskpass.broker.request_access import decide, digest_of
 from taskpass.config.model import Resource
-from taskpass.core.audit import Event
 from taskpass.core.clock import Instant, after
 from taskpass.core.decision import Decision, Delivery, Obligations, Outcome
 from taskpass.core.grant import Grant
-from taskpass.core.ids import GrantId, HumanId, LeaseId, RequestId, TaskId, role_name
-from taskpass.core.lease import Lease, LeaseState
+from taskpass.core.ids import GrantId, HumanId, RequestId, TaskId
+from taskpass.core.lease import Lease
 from taskpass.core.limits import Limits
 from taskpass.core.manifest import Kind, Manifest
 from taskpass.core.provenance import Fact, Provenance
@@ -143,11 +143,9 @@ def intend(broker: Broker, task: Task, plan: Plan) -> tuple[Lease, str]:
         unit.requests.advance(request.id, RequestEvent.FULFIL, now)
         grant = _grant(broker, request, now)
         unit.grants.add(grant)
-        lease = _lease(broker, unit, grant, now)
-        unit.leases.add(lease)
-        broker.owners.take(unit, lease.id)
-        record = unit.audit.append(_intended(lease, grant, task, plan), now)
-    return lease, f"{record.seq}:{record.hash}"
+        return intend_lease(
+            broker, unit, grant, task, Terms(plan.decision, Delivery.ENDPOINT, grant.ends_at, drill=True)
+        )
 
 
 def _request(broker: Broker, unit: Unit, task: Task, plan: Plan, now: Instant) -> AccessRequest:
@@ -192,42 +190,4 @@ def _grant(broker: Broker, request: AccessRequest, now: Instant) -> Grant:
         renewable=False,
         created_at=now,
         ends_at=after(now, SECONDS),
-    )
-
-
-def _lease(broker: Broker, unit: Unit, grant: Grant, now: Instant) -> Lease:
-    lease_id = LeaseId(broker.new_id("lse"))
-    return Lease(
-        id=lease_id,
-        grant=grant.id,
-        task=grant.task,
-        role=role_name(unit.installation.id, lease_id),
-        target=broker.issuer(grant.resource).target,
-        manifest_digest=grant.asked,
-        delivery=Delivery.ENDPOINT,
-        state=LeaseState.INTENDED,
-        created_at=now,
-        expires_at=grant.ends_at,
-    )
-
-
-def _intended(lease: Lease, grant: Grant, task: Task, plan: Plan) -> Event:
-    return Event(
-        "lease.intended",
-        task.principal.spiffe_id,
-        {"task": task.id, "request": grant.request, "grant": grant.id, "lease": lease.id},
-        {
-            "resource": grant.resource,
-            "environment": lease.target.environment.value,
-            "role": lease.role,
-            "delivery": lease.delivery.value,
-            "manifest_digest": lease.manifest_digest,
-            "digest": grant.digest,
-            "approvals": [],
-            "approvers": [],
-            "expires_at": lease.expires_at,
-            "separation": task.principal.separation.word,
-            "decision": plan.decision.to_json(),
-            "drill": True,
-        },
     )

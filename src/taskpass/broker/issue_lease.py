@@ -15,6 +15,7 @@ from functools import partial
 from taskpass.broker.aftermath import begin, demand_closed_doors, migrator
 from taskpass.broker.context import Broker
 from taskpass.broker.debt import owed, refuse_debtors
+from taskpass.broker.intend_lease import Terms, intend_lease
 from taskpass.broker.refusals import budget_refusals, refuse
 from taskpass.broker.request_access import decide, digest_of, own_request
 from taskpass.broker.review_request import accepted_by_anybody, count_votes
@@ -38,7 +39,7 @@ from taskpass.core.errors import (
 )
 from taskpass.core.grant import Grant
 from taskpass.core.guard import demand_sane_clock, effective_now
-from taskpass.core.ids import GrantId, HumanId, LeaseId, RequestId, role_name
+from taskpass.core.ids import GrantId, HumanId, LeaseId, RequestId
 from taskpass.core.lease import Lease, LeaseEvent, LeaseState
 from taskpass.core.request import AccessRequest, RequestEvent, RequestState
 from taskpass.core.scope import Level
@@ -193,11 +194,10 @@ def intend(broker: Broker, unit: Unit, request: AccessRequest, task: Task, decis
     unit.grants.add(grant)
     unit.approvals.consume(grant.approvals, grant.id)
     request = unit.requests.advance(request.id, RequestEvent.FULFIL, now)
-    lease = _new_lease(broker, unit, request, grant, ends_at)
-    unit.leases.add(lease)
-    broker.owners.take(unit, lease.id)
-    record = unit.audit.append(_intended(lease, grant, task, decision, counted), now)
-    return Intent(lease, grant, request, task, f"{record.seq}:{record.hash}", now)
+    approvers = [vote.approver for vote in counted.counted] if counted else []
+    terms = Terms(decision, request.decision.obligations.delivery, ends_at, approvers)
+    lease, head = intend_lease(broker, unit, grant, task, terms)
+    return Intent(lease, grant, request, task, head, now)
 
 
 def _demand_unchanged(unit: Unit, request: AccessRequest, task: Task) -> None:
@@ -288,44 +288,6 @@ def _demand_deliverable(request: AccessRequest, decision: Decision) -> None:
         raise ObligationUnmet(
             "the owner's login is never handed out", hint="leave --deliver out", code="bearer_for_migration"
         )
-
-
-def _new_lease(broker: Broker, unit: Unit, request: AccessRequest, grant: Grant, expires_at: Instant) -> Lease:
-    lease_id = LeaseId(broker.new_id("lse"))
-    return Lease(
-        id=lease_id,
-        grant=grant.id,
-        task=request.task,
-        role=role_name(unit.installation.id, lease_id),
-        target=broker.issuer(request.scope.resource).target,
-        manifest_digest=grant.manifest.digest(),
-        delivery=request.decision.obligations.delivery,
-        state=LeaseState.INTENDED,
-        created_at=broker.now(unit),
-        expires_at=expires_at,
-    )
-
-
-def _intended(lease: Lease, grant: Grant, task: Task, decision: Decision, counted: Tally | None) -> Event:
-    return Event(
-        "lease.intended",
-        task.principal.spiffe_id,
-        {"task": task.id, "request": grant.request, "grant": grant.id, "lease": lease.id},
-        {
-            "resource": grant.resource,
-            "environment": lease.target.environment.value,
-            "role": lease.role,
-            "delivery": lease.delivery.value,
-            "manifest_digest": lease.manifest_digest,
-            "digest": grant.digest,
-            "approvals": list(grant.approvals),
-            "approvers": [vote.approver for vote in counted.counted] if counted else [],
-            "accepted": list(grant.manifest.accepted),
-            "expires_at": lease.expires_at,
-            "separation": task.principal.separation.word,
-            "decision": decision.to_json(),
-        },
-    )
 
 
 def _make(broker: Broker, caller: Caller, intent: Intent, secret: Secret) -> tuple[Lease, Run | None]:

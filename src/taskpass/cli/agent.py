@@ -12,7 +12,7 @@ from taskpass.cli.verb import Given, Option
 from taskpass.client.git import claimed_git
 from taskpass.client.line import LineClient
 from taskpass.config.paths import agent_socket
-from taskpass.core.errors import Denied, Expired, InvalidInput, Pending
+from taskpass.core.errors import Denied, Expired, InvalidInput, Pending, TaskpassError
 
 TYPE_CHECKING = False  # What typing.TYPE_CHECKING is, without importing typing: start-up is a feature.
 if TYPE_CHECKING:
@@ -128,3 +128,11 @@ def demand_approved(view: View) -> None:
 
 def _said(view: View) -> str:
     return f': "{view["comment"]}"' if view.get("comment") else ""
+
+
+def give_back(client: LineClient, lease: str) -> None:
+    """How the verb went counts more than how this goes: what is left is taken back by the broker anyway."""
+    try:
+        client.call("release", {"lease": lease}, timeout=30)
+    except TaskpassError as error:
+        talk(f"taskpass: {lease} is taken back by the broker: {error.message} [{error.code}]")

@@ -231,6 +231,7 @@ class Enrolling:
         present = self._config.resources.get(name)
         if present and (present.cluster, present.database) != (resource.cluster, resource.database):
             raise Conflict(f"{name} is the name of another database already", hint="choose another with --name")
+        _demand_same_owner(present, wanted.owner)
         others = {key: value for key, value in self._config.resources.items() if key != name}
         resources.demand_separate({**others, name: resource})
         parsed(self._text() + write.render_resource(resource) if not present else self._text(), self._directory)
@@ -265,10 +266,29 @@ class Enrolling:
         )
         _demand_fit(findings)
         again = resource.name in self._config.resources
-        if not again:
+        if again:
+            self._add(resource)
+        else:
             self._write(resource, password)
         shown = [finding for finding in findings if finding.severity is not Severity.OK]
         return Enrolled(resource.name, resource.address, found.major, shown, again)
+
+    def _add(self, resource: Resource) -> None:
+        """Write what an enrolled database is to offer from now on. What stands there is the operator's, and stays."""
+        added = "".join(write.render_access(resource.name, access) for access in self._new(resource))
+        if added:
+            text = f"{self._text().rstrip()}\n\n{added}"
+            parsed(text, self._directory)
+            write.write_new(self._directory / FILE, text.encode())
+
+    def _new(self, resource: Resource) -> list[Access]:
+        """Accesses that were asked for by an option of their own, of a level that the configuration does not have yet.
+
+        Reading is what ``init`` offers when nothing is said, so it is never added behind an operator's back.
+        """
+        levels = {access.level for access in self._config.resources[resource.name].access.values()}
+        wanted = [access for access in resource.access.values() if access.level is not Level.READ]
+        return [access for access in wanted if access.level not in levels]
 
     def _write(self, resource: Resource, password: Secret) -> None:
         path = credential_file(self._directory, resource.login["file"])
@@ -294,6 +314,17 @@ class Enrolling:
 
     def _text(self) -> str:
         return read_trusted(self._directory / FILE).decode()
+
+
+def _demand_same_owner(present: Resource | None, owner: str) -> None:
+    """A resource migrates as one owner, and the one in the configuration is the operator's word."""
+    known = [access.owner for access in present.access.values() if access.level is Level.MIGRATE] if present else []
+    if owner and known and owner not in known:
+        raise Conflict(
+            f"migrations run as {known[0]} there already",
+            hint="change owner in taskpass.toml first, then run this again",
+            code="another_owner",
+        )
 
 
 def _demand_fit(findings: list[Finding]) -> None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import os
 
-from taskpass.cli.agent import JOB, SCOPE, View, ask, await_decision, connect, demand_approved
-from taskpass.cli.say import talk
+from taskpass.cli.agent import JOB, SCOPE, View, ask, await_decision, connect, demand_approved, give_back
 from taskpass.cli.times import seconds
 from taskpass.cli.verb import Given, Option, Verb
 from taskpass.client.line import LineClient
 from taskpass.client.run_child import run_child
-from taskpass.core.errors import InvalidInput, TaskpassError
+from taskpass.core.errors import InvalidInput
 
 DEFAULT_WAIT = "10m"
 
@@ -51,7 +50,7 @@ def _run(given: Given) -> int:
         try:
             return _run_with(given.rest, lease)
         finally:
-            _release(client, str(lease["lease"]))
+            give_back(client, str(lease["lease"]))
 
 
 def _issued(client: LineClient, view: View, wait: int) -> View:
@@ -117,14 +116,6 @@ def _authorities(ca: str) -> str:
     if ca != "system":
         return ca
     return next((path for path in SYSTEM_BUNDLES if os.path.exists(path)), ca)
-
-
-def _release(client: LineClient, lease: str) -> None:
-    """The command's exit code counts more than how the release went: the broker takes back what is left anyway."""
-    try:
-        client.call("release", {"lease": lease}, timeout=30)
-    except TaskpassError as error:
-        talk(f"taskpass: {lease} is taken back by the broker: {error.message} [{error.code}]")
 
 
 VERB = Verb(

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from taskpass.cli.agent import JOB, JSON, View, await_decision, connect, demand_approved, task_of
+from taskpass.cli.agent import JOB, JSON, View, await_decision, connect, demand_approved, give_back, task_of
 from taskpass.cli.exec import DEFAULT_WAIT
 from taskpass.cli.say import show, show_json, talk
 from taskpass.cli.times import seconds
 from taskpass.cli.verb import Argument, Given, Option, Verb
 from taskpass.client.line import LineClient
-from taskpass.core.errors import InvalidInput, TaskpassError
+from taskpass.core.errors import InvalidInput
 from taskpass.core.text import visible
 
 FOLLOW_SECONDS = 20
@@ -40,7 +40,7 @@ def _run(given: Given) -> int:
         try:
             end = _follow(client, lease, quiet=given.flag("json"))
         except BaseException:
-            _release(client, lease)
+            give_back(client, lease)
             raise
     if given.flag("json"):
         show_json(end)
@@ -117,13 +117,6 @@ def _tell_end(end: View) -> None:
         talk(f"left wider: {visible(item['kind'])} {visible(item['name'])} ({item['change']})")
     if end["blocks"]:
         talk(f"next: undo it, or a person decides with: taskpass widening show {end['lease']}; until then nothing new")
-
-
-def _release(client: LineClient, lease: str) -> None:
-    try:
-        client.call("release", {"lease": lease}, timeout=30)
-    except TaskpassError as error:
-        talk(f"taskpass: {lease} is taken back by the broker: {error.message} [{error.code}]")
 
 
 VERB = Verb(

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from taskpass.config.model import Human, Resource
+from taskpass.config.model import Access, Human, Resource
 from taskpass.core.errors import ConfigInvalid
 from taskpass.core.scope import WRITE_VERBS, Level, Verb
 
@@ -85,21 +85,22 @@ def render_resource(resource: Resource) -> str:
         f"cluster = {quote(resource.cluster)}",
         f"database = {resource.database}",
     ]
-    for access in resource.access.values():
-        if access.level is Level.MIGRATE:
-            lines += [
-                f"[resources.{name}.access.{access.name}]",
-                f"owner = {quote(access.owner)}                 # migrations run as this role, which cannot log in",
-            ]
-            continue
-        lines += [
-            f"[resources.{name}.access.{access.name}]",
-            f"tables = {_list(access.tables)}",
-            f"exclude = {_list(access.exclude)}                 # and whatever these are reachable through",
-        ]
-        if access.level is Level.WRITE:
-            granted = tuple(sorted(verb.value for verb in (access.verbs or WRITE_VERBS) - {Verb.SELECT}))
-            lines.append(f"verbs = {_list(granted)}                 # SELECT always comes along")
+    return "\n".join(lines) + "\n" + "".join(render_access(resource.name, each) for each in resource.access.values())
+
+
+def render_access(resource: str, access: Access) -> str:
+    """The table of one access of ``resource``; it may stand anywhere behind the resource's own."""
+    lines = [f"[resources.{_key(resource)}.access.{_key(access.name)}]"]
+    if access.level is Level.MIGRATE:
+        lines.append(f"owner = {quote(access.owner)}                 # who migrations run as; it cannot log in")
+        return "\n".join(lines) + "\n"
+    lines += [
+        f"tables = {_list(access.tables)}",
+        f"exclude = {_list(access.exclude)}                 # and whatever these are reachable through",
+    ]
+    if access.level is Level.WRITE:
+        granted = tuple(sorted(verb.value for verb in (access.verbs or WRITE_VERBS) - {Verb.SELECT}))
+        lines.append(f"verbs = {_list(granted)}                 # SELECT always comes along")
     return "\n".join(lines) + "\n"
 
 

@@ -28,7 +28,7 @@ from taskpass.core.ids import InstallationId, LeaseId, RoleName
 from taskpass.core.lease import Target
 from taskpass.core.limits import Enforced, Limits
 from taskpass.core.manifest import Manifest, Migration
-from taskpass.core.scope import Level, Scope
+from taskpass.core.scope import Level, Scope, Verb
 from taskpass.core.script import Script
 from taskpass.core.secret import Secret
 from taskpass.core.widening import Snapshot
@@ -83,6 +83,21 @@ class Capabilities:
             "row_limits": self.row_limits,
             "unlisted_nodes": self.unlisted_nodes,
         }
+
+
+Rights = dict[tuple[int, str], frozenset[int]]
+"""By (object oid, privilege) the numbers of the columns, none for a privilege that knows no columns. Privileges are
+``Verb``s on tables, ``USAGE`` on sequences, and whatever else the target knows: what it says, not what was wanted."""
+
+
+def rights_of(manifest: Manifest) -> Rights:
+    """The rights that ``manifest`` means, as ``Issuer.rights`` tells them. A migration's are its owner's: none."""
+    found: Rights = {}
+    for item in manifest.objects:
+        columns = frozenset(column.number for column in item.columns)
+        found |= {(item.oid, v.value): frozenset[int]() if v is Verb.DELETE else columns for v in item.verbs}
+        found |= {(sequence.oid, "USAGE"): frozenset[int]() for sequence in item.granted_sequences}
+    return found
 
 
 class Severity(StrEnum):
@@ -294,8 +309,8 @@ class Issuer(Protocol):
         """Let the account log in for ``lifetime`` seconds from now by the target's clock. Also used to renew."""
         ...
 
-    def rights(self, role: RoleName) -> dict[int, frozenset[int]]:
-        """Read back: object oid -> column numbers that the account can read."""
+    def rights(self, role: RoleName) -> Rights:
+        """Read back what the account can do itself; empty for one that is gone, or that acts as an owner."""
         ...
 
     def rehearse(self, role: RoleName, secret: Secret, *, audit_head: str) -> None:

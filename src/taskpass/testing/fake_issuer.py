@@ -3,24 +3,36 @@
 It keeps the contract of ``issuers.base`` and passes its suite. What can go wrong in a target is a lever of
 ``FakeTarget``: it does not answer (``down``), it answers and that is no proof (``unproven``), something blocks cleaning
 (``blocked``), sessions come to life late (``late``), it ends after so many calls (``breaks_after``).
-Not a simulation of PostgreSQL: rights are lists of columns and nothing is ever read.
+Not a simulation of PostgreSQL: rights are lists of columns and nothing is ever read. A file's statement is done by
+being noted, ``FAIL`` fails, and ``OPEN name`` leaves a door open.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import RLock
 
+from taskpass.core.aftermath import Ran
 from taskpass.core.clock import Clock, Instant, after
-from taskpass.core.errors import Conflict, InvalidInput, ManifestChanged, NotProven, TargetUnavailable, TaskpassError
+from taskpass.core.errors import (
+    Conflict,
+    InvalidInput,
+    ManifestChanged,
+    NotProven,
+    TargetUnavailable,
+    TargetUnfit,
+    TaskpassError,
+)
 from taskpass.core.ids import InstallationId, LeaseId, RoleName, lease_of_role
 from taskpass.core.lease import Target
 from taskpass.core.limits import BOUNDS, Enforced
-from taskpass.core.manifest import Column, Kind, Manifest, ObjectRights, accept, is_within
+from taskpass.core.manifest import Column, Kind, Manifest, Migration, ObjectRights, accept, is_within
 from taskpass.core.scope import Level, Scope
+from taskpass.core.script import Script
 from taskpass.core.secret import Secret
 from taskpass.core.separation import Environment
+from taskpass.core.widening import Change, Item, Snapshot
 from taskpass.issuers.base import (
     Capabilities,
     Finding,
@@ -28,11 +40,15 @@ from taskpass.issuers.base import (
     Inventory,
     Order,
     Overdue,
+    Progress,
     RevocationSpeed,
+    Rights,
     Severity,
     Taken,
     close_each,
+    rights_of,
 )
+from taskpass.testing import fake_scripts
 from taskpass.testing.fake_drill import FakeDrill
 
 PROOF = "AuthenticationOk,28000"
@@ -42,7 +58,7 @@ PROOF = "AuthenticationOk,28000"
 class Account:
     """A login role. ``sessions`` holds numbers of open sessions; ``closing`` marks what can never be enabled again."""
 
-    rights: dict[int, frozenset[int]]
+    rights: Rights
     password: str | None
     until: Instant
     can_login: bool = False
@@ -73,6 +89,12 @@ class FakeTarget:
     blocked: bool = False
     late: int = 0
     findings: list[Finding] = field(default_factory=list[Finding])
+    owners: set[str] = field(default_factory=lambda: {"app_owner"})
+    """Whom migrations may run as."""
+    changes: list[str] = field(default_factory=list[str])
+    """Statements of files that were committed."""
+    doors: dict[str, Item] = field(default_factory=dict[str, Item])
+    """What a snapshot shows."""
     breaks_after: int | None = None
     """So many calls are answered, then the target is down."""
     before: Callable[[str], None] | None = None
@@ -133,6 +155,7 @@ class FakeIssuer:
             per_object=True,
             delivers_endpoint=True,
             changes_data=level is not Level.READ,
+            changes_schema=level is Level.MIGRATE,
             limits=dict.fromkeys(BOUNDS, Enforced.TARGET),
         )
 
@@ -166,7 +189,7 @@ class FakeIssuer:
             now = self._resolve(order.scope)
             if now.digest() != order.asked or not is_within(order.manifest, accept(now, order.manifest.accepted)):
                 raise ManifestChanged("the database changed since this was decided", hint="ask again")
-            rights = {item.oid: frozenset(c.number for c in item.columns) for item in order.manifest.objects}
+            rights = rights_of(order.manifest)
             known = self._place.accounts.get(order.role)
             if order.role in self._place.ended or (known and known.rights != rights):
                 raise Conflict("the lease is closing, closed or has other rights", code="lease_ended")
@@ -185,11 +208,51 @@ class FakeIssuer:
             account.until = after(self._place.clock.now(), lifetime)
             self._anchor("enable", lease, audit_head)
 
-    def rights(self, role: RoleName) -> dict[int, frozenset[int]]:
+    def rights(self, role: RoleName) -> Rights:
         self._effect("rights", role)
         with self._place.lock:
             account = self._place.accounts.get(role)
             return dict(account.rights) if account and not account.closing else {}
+
+    # ---- migrating ----
+
+    def read_script(self, text: str) -> Script:
+        return fake_scripts.read(text)
+
+    def session_settings(self, migration: Migration) -> Mapping[str, str]:
+        return {"role": migration.owner}
+
+    def snapshot(self) -> Snapshot:
+        self._reach("snapshot")
+        with self._place.lock:
+            return dict(self._place.doors)
+
+    def run_script(
+        self, role: RoleName, secret: Secret, owner: str, text: str, tell: Callable[[Progress], None]
+    ) -> Ran:
+        self._effect("run_script", role)
+        try:
+            self._place.login(role, secret.reveal())
+        except NotProven as refused:
+            raise TargetUnavailable("the lease could not log in") from refused
+        lines = text.split("\n")
+        for number, (line, kind) in enumerate(fake_scripts.read(text).statements, start=1):
+            tell(Progress("begun", number, line, kind))
+            if lines[line - 1].startswith("FAIL"):
+                tell(Progress("failed", number, line, "it was told to fail"))
+                return Ran.ROLLED_BACK
+            tell(Progress("done", number, line, kind))
+        self._commit([line for line in lines if line.strip()])
+        return Ran.COMMITTED
+
+    def _commit(self, statements: list[str]) -> None:
+        with self._place.lock:
+            self._place.changes += statements
+            for name in (line.removeprefix("OPEN ") for line in statements if line.startswith("OPEN ")):
+                door = Item("door", name, counts=frozenset({Change.ADDED}))
+                self._place.doors[door.key] = door
+
+    # ---- drills and taking back ----
 
     def rehearse(self, role: RoleName, secret: Secret, *, audit_head: str) -> None:
         lease = self._effect("rehearse", role)
@@ -306,7 +369,10 @@ class FakeIssuer:
                 raise TargetUnavailable(f"{self._place.resource} does not answer")
 
     def _resolve(self, scope: Scope) -> Manifest:
+        if scope.level is Level.MIGRATE and scope.owner not in self._place.owners:
+            raise TargetUnfit(f"the DBA has not allowed migrations as {scope.owner}", code="owner_not_enrolled")
         return Manifest(
+            migration=Migration(scope.owner, 10, scope.script) if scope.level is Level.MIGRATE else None,
             cluster=self._target.cluster,
             database=self._target.database,
             database_name=self._place.resource,
@@ -322,7 +388,7 @@ class FakeIssuer:
                     verbs=scope.verbs,
                 )
                 for oid, (schema, name, columns) in sorted(self._place.tables.items())
-                if scope.wants(schema, name)
+                if scope.level is not Level.MIGRATE and scope.wants(schema, name)
             ),
         )
 

@@ -34,7 +34,7 @@ from taskpass.core.manifest import (
     is_within,
 )
 from taskpass.core.scope import Level, Scope, Verb
-from taskpass.core.script import Script, script_digest
+from taskpass.core.script import Script
 from taskpass.core.secret import Secret
 from taskpass.core.widening import Item, Snapshot
 from taskpass.issuers.base import (
@@ -46,9 +46,11 @@ from taskpass.issuers.base import (
     Overdue,
     Progress,
     RevocationSpeed,
+    Rights,
     Taken,
     close_each,
 )
+from taskpass.testing import fake_scripts
 from taskpass.testing.fake_drill import FakeDrill
 
 PROOF = "AuthenticationOk,28000"
@@ -285,8 +287,7 @@ class UnkindIssuer:
             return self._resolve(scope)
 
     def read_script(self, text: str) -> Script:
-        lines = [number for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
-        return Script(script_digest(text), len(text.encode()), True, tuple((line, "STATEMENT") for line in lines))
+        return fake_scripts.read(text)
 
     def session_settings(self, migration: Migration) -> Mapping[str, str]:
         return {"role": migration.owner}
@@ -329,10 +330,11 @@ class UnkindIssuer:
             found.valid_until = self._end(lifetime)
             self._remember(audit_head)
 
-    def rights(self, role: RoleName) -> Grants:
+    def rights(self, role: RoleName) -> Rights:
         with self._server.call("rights"):
             found = self._server.roles.get(role)
-            return dict(found.grants) if found else {}
+            grants = found.grants if found else {}
+            return {(oid, Verb.SELECT.value): columns for oid, columns in grants.items()}
 
     def rehearse(self, role: RoleName, secret: Secret, *, audit_head: str) -> None:
         with self._server.call("rehearse"):

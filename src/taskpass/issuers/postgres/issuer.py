@@ -22,7 +22,7 @@ from taskpass.core.ids import InstallationId, LeaseId, RoleName, lease_of_role, 
 from taskpass.core.lease import Target
 from taskpass.core.limits import BOUNDS, Enforced, Limits
 from taskpass.core.manifest import Manifest, Migration, accept, is_within
-from taskpass.core.scope import Level, Scope, Verb
+from taskpass.core.scope import Level, Scope
 from taskpass.core.script import Script
 from taskpass.core.secret import Secret
 from taskpass.core.widening import Snapshot
@@ -35,9 +35,11 @@ from taskpass.issuers.base import (
     Overdue,
     Progress,
     RevocationSpeed,
+    Rights,
     Severity,
     Taken,
     close_each,
+    rights_of,
 )
 from taskpass.issuers.postgres import catalogue, kit, migrate, nodes, preflight, rights, scram
 from taskpass.issuers.postgres.close import Closing
@@ -159,10 +161,9 @@ class PostgresIssuer:
         with self._connections.use() as connection:
             return catalogue.estimate_rows(connection, manifest)
 
-    def rights(self, role: RoleName) -> dict[int, frozenset[int]]:
+    def rights(self, role: RoleName) -> Rights:
         with self._connections.use() as connection:
-            found = rights.read(connection, self._own(role) and role)
-        return {oid: columns for (oid, verb), columns in found.items() if verb == Verb.SELECT.value}
+            return rights.read(connection, self._own(role) and role)
 
     def inventory(self) -> Inventory:
         with self._connections.use() as connection, driver_errors("taking stock"):
@@ -252,7 +253,7 @@ class PostgresIssuer:
         now = catalogue.resolve(connection, order.scope, refuse_public=False)
         if now.digest() != order.asked or not is_within(order.manifest, accept(now, order.manifest.accepted)):
             raise ManifestChanged("the database changed since this was decided", hint="ask again")
-        if rights.read(connection, order.role) != rights.wanted(order.manifest):
+        if rights.read(connection, order.role) != rights_of(order.manifest):
             raise TargetUnfit(
                 "the account could do something else than was decided",
                 hint="something is granted to PUBLIC: taskpass doctor names it",

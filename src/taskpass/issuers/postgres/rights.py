@@ -10,22 +10,8 @@ from typing import Any
 
 import psycopg
 
-from taskpass.core.manifest import Manifest
-from taskpass.core.scope import Verb
+from taskpass.issuers.base import Rights
 from taskpass.issuers.postgres.connection import driver_errors
-
-Rights = dict[tuple[int, str], frozenset[int]]
-"""By (oid, privilege) the numbers of the columns; empty for what knows no columns (DELETE, sequences, TRUNCATE ...)."""
-
-
-def wanted(manifest: Manifest) -> Rights:
-    """The rights that ``manifest`` means."""
-    found: Rights = {}
-    for item in manifest.objects:
-        columns = frozenset(column.number for column in item.columns)
-        found |= {(item.oid, v.value): frozenset[int]() if v is Verb.DELETE else columns for v in item.verbs}
-        found |= {(sequence.oid, "USAGE"): frozenset() for sequence in item.granted_sequences}
-    return found
 
 
 def read(connection: psycopg.Connection[Any], role: str) -> Rights:

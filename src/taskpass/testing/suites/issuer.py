@@ -9,18 +9,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, cast
 
 import pytest
 
+from taskpass.core.aftermath import Ran
 from taskpass.core.clock import Entropy, Instant
 from taskpass.core.errors import Conflict, InvalidInput, ManifestChanged, TargetUnavailable, TargetUnfit
 from taskpass.core.ids import LeaseId, RoleName, new_id, role_name
 from taskpass.core.manifest import Keep, Manifest, narrow
-from taskpass.core.scope import Scope
+from taskpass.core.scope import Level, Scope, Verb
 from taskpass.core.secret import Secret
-from taskpass.issuers.base import Inventory, Issuer, Order, Severity, Taken
+from taskpass.core.widening import remaining, widened
+from taskpass.issuers.base import Inventory, Issuer, Migrator, Order, Progress, Severity, Taken, rights_of
 
 
 class LoginRefused(Exception):
@@ -35,11 +37,28 @@ class Session(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Files:
+    """Files of two statements, in line 1 and 2. ``good`` ends well and widens nothing, ``failing`` fails in line 2,
+    ``open_door`` leaves something wider, and line 2 of ``refused`` is no statement. ``scope`` is hands-on; ``done``
+    says whether the effect of the first two's line 1 stands.
+    """
+
+    scope: Scope
+    good: str
+    failing: str
+    open_door: str
+    refused: str
+    done: Callable[[], bool]
+
+
 class Rig(Protocol):
     """An issuer under test with the agent's and the outside world's side of its target."""
 
     @property
-    def issuer(self) -> Issuer: ...
+    def issuer(self) -> Issuer:
+        """A ``Migrator`` too if its capabilities say that it changes schemas."""
+        ...
 
     @property
     def other(self) -> Issuer:
@@ -49,6 +68,16 @@ class Rig(Protocol):
     @property
     def scope(self) -> Scope:
         """Resolves to at least one object with at least two columns."""
+        ...
+
+    @property
+    def writing(self) -> Scope:
+        """The same objects at level write, if the issuer can change data."""
+        ...
+
+    @property
+    def files(self) -> Files:
+        """Migration files for the target, if the issuer can change a schema."""
         ...
 
     @property
@@ -86,23 +115,30 @@ class Made:
 _TICKS = itertools.count(1_790_000_000_000)
 
 
-def order(rig: Rig, issuer: Issuer | None = None, *, lifetime: int = 120, manifest: Manifest | None = None) -> Made:
-    """A fresh lease's order over everything that the rig's scope means now."""
-    issuer = issuer or rig.issuer
+def order(
+    rig: Rig,
+    issuer: Issuer | None = None,
+    *,
+    lifetime: int = 120,
+    manifest: Manifest | None = None,
+    scope: Scope | None = None,
+) -> Made:
+    """A fresh lease's order over everything that the rig's scope, or ``scope``, means now."""
+    issuer, scope = issuer or rig.issuer, scope or rig.scope
     lease = LeaseId(new_id("lse", Instant(next(_TICKS)), rig.entropy))
     role = role_name(issuer.installation, lease)
-    resolved = issuer.resolve(rig.scope)
+    resolved = issuer.resolve(scope)
     secret = Secret(f"{rig.entropy.bytes(16).hex()}")
     made = Order(
-        lease, role, rig.scope, resolved.digest(), manifest or resolved, lifetime, secret, audit_head="7:sha256:00ff"
+        lease, role, scope, resolved.digest(), manifest or resolved, lifetime, secret, audit_head="7:sha256:00ff"
     )
     return Made(lease, role, secret, made)
 
 
-def live(rig: Rig, issuer: Issuer | None = None, *, lifetime: int = 120) -> Made:
+def live(rig: Rig, issuer: Issuer | None = None, *, lifetime: int = 120, scope: Scope | None = None) -> Made:
     """An account that can log in."""
     issuer = issuer or rig.issuer
-    made = order(rig, issuer, lifetime=lifetime)
+    made = order(rig, issuer, lifetime=lifetime, scope=scope)
     issuer.create(made.order)
     issuer.enable(made.role, lifetime=lifetime, audit_head="8:sha256:00ff")
     return made
@@ -131,7 +167,7 @@ class IssuerSuite:
         keep = Keep(first.oid, frozenset({first.columns[0].number}), first.verbs)
         made = order(rig, manifest=narrow(resolved, [keep]))
         rig.issuer.create(made.order)
-        assert rig.issuer.rights(made.role) == {first.oid: frozenset({first.columns[0].number})}
+        assert rig.issuer.rights(made.role) == {(first.oid, "SELECT"): frozenset({first.columns[0].number})}
 
     def test_nothing_to_grant_is_refused(self, rig: Rig) -> None:
         made = order(rig, manifest=narrow(rig.issuer.resolve(rig.scope), []))
@@ -167,6 +203,86 @@ class IssuerSuite:
         with ThreadPoolExecutor(max_workers=4) as pool:
             list(pool.map(rig.issuer.create, [made.order for made in orders]))
         assert {made.role for made in orders} <= names(rig.issuer.inventory())
+
+    # ---- writing ----
+
+    def test_a_writing_account_has_exactly_the_verbs_that_were_left(self, rig: Rig) -> None:
+        if not rig.issuer.capabilities_of(Level.WRITE).changes_data:
+            pytest.skip("this target is only read")
+        resolved = rig.issuer.resolve(rig.writing)
+        whole = order(rig, scope=rig.writing)
+        rig.issuer.create(whole.order)
+        assert rig.issuer.rights(whole.role) == rights_of(resolved)
+        first = resolved.objects[0]
+        assert first.verbs >= {Verb.SELECT, Verb.INSERT, Verb.UPDATE, Verb.DELETE}
+        columns = frozenset(column.number for column in first.columns)
+        keep = Keep(first.oid, columns, frozenset({Verb.SELECT, Verb.INSERT}))
+        part = order(rig, scope=rig.writing, manifest=narrow(resolved, [keep]))
+        rig.issuer.create(part.order)
+        assert {verb for oid, verb in rig.issuer.rights(part.role) if oid == first.oid} == {"SELECT", "INSERT"}
+
+    def test_a_verb_above_what_was_decided_is_refused(self, rig: Rig) -> None:
+        if not rig.issuer.capabilities_of(Level.WRITE).changes_data:
+            pytest.skip("this target is only read")
+        reads, writes = order(rig), rig.issuer.resolve(rig.writing)
+        with pytest.raises(ManifestChanged):
+            rig.issuer.create(replace(reads.order, manifest=writes))
+        assert reads.role not in names(rig.issuer.inventory())
+
+    # ---- migrating ----
+
+    def test_a_file_runs_as_the_owner_until_the_lease_is_closed(self, rig: Rig) -> None:
+        issuer, files = _migrator(rig), rig.files
+        made = order(rig, scope=_approved(issuer, files, files.good))
+        steps: list[Progress] = []
+
+        def run() -> Ran:
+            return issuer.run_script(made.role, made.secret, files.scope.owner, files.good, steps.append)
+
+        issuer.create(made.order)
+        with pytest.raises(TargetUnavailable):
+            run()
+        before = issuer.snapshot()
+        issuer.enable(made.role, lifetime=60, audit_head="")
+        assert issuer.rights(made.role) == {}
+        assert run() is Ran.COMMITTED
+        assert files.done()
+        assert [(step.what, step.line) for step in steps] == [("begun", 1), ("done", 1), ("begun", 2), ("done", 2)]
+        assert not any(secret in repr(steps) for secret in (made.role, made.secret.reveal()))
+        assert widened(before, issuer.snapshot()) == ()
+        assert not issuer.close(made.role, audit_head="").absent
+        with pytest.raises(TargetUnavailable):
+            run()
+
+    def test_a_file_that_fails_half_way_leaves_nothing_and_names_the_line(self, rig: Rig) -> None:
+        issuer, files = _migrator(rig), rig.files
+        made = live(rig, scope=_approved(issuer, files, files.failing))
+        steps: list[Progress] = []
+        ran = issuer.run_script(made.role, made.secret, files.scope.owner, files.failing, steps.append)
+        assert ran is Ran.ROLLED_BACK
+        assert (steps[-1].what, steps[-1].line) == ("failed", 2)
+        assert not files.done()
+
+    def test_what_a_file_leaves_wider_shows_in_the_second_snapshot(self, rig: Rig) -> None:
+        issuer, files = _migrator(rig), rig.files
+        made, before = live(rig, scope=_approved(issuer, files, files.open_door)), issuer.snapshot()
+        issuer.run_script(made.role, made.secret, files.scope.owner, files.open_door, lambda step: None)
+        issuer.close(made.role, audit_head="")
+        found = widened(before, issuer.snapshot())
+        assert found
+        assert remaining(found, before) == ()
+
+    def test_a_migration_is_one_file_as_one_enrolled_owner(self, rig: Rig) -> None:
+        issuer, files = _migrator(rig), rig.files
+        with pytest.raises(InvalidInput) as refused:
+            issuer.read_script(files.refused)
+        assert (refused.value.code, "line 2" in refused.value.message) == ("script_refused", True)
+        made = order(rig, scope=_approved(issuer, files, files.good))
+        other = issuer.resolve(_approved(issuer, files, files.failing))
+        with pytest.raises(ManifestChanged):
+            issuer.create(replace(made.order, asked=other.digest()))
+        with pytest.raises(TargetUnfit):
+            issuer.resolve(replace(made.order.scope, owner="nobody_s_owner"))
 
     # ---- taking back ----
 
@@ -369,6 +485,18 @@ class IssuerSuite:
         made = live(rig)
         rig.issuer.close_connections()
         assert not rig.issuer.close(made.role, audit_head="").absent
+
+
+def _migrator(rig: Rig) -> Migrator:
+    if not rig.issuer.capabilities_of(Level.MIGRATE).changes_schema:
+        pytest.skip("this target is not migrated")
+    # Which issuer is one is known by its capabilities.
+    return cast("Migrator", rig.issuer)
+
+
+def _approved(issuer: Migrator, files: Files, text: str) -> Scope:
+    """What a person approves: this very file, as the owner of ``files``."""
+    return replace(files.scope, script=issuer.read_script(text))
 
 
 def _effects(issuer: Issuer, made: Made) -> list[Callable[[], object]]:
