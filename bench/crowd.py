@@ -23,8 +23,9 @@ from taskpass.core.secret import Secret
 from taskpass.core.separation import Environment
 from taskpass.issuers.base import Issuer, Order
 from taskpass.issuers.postgres import kit, scram
+from taskpass.issuers.postgres.close_many import READ_BACK, WITNESSES
 from taskpass.issuers.postgres.issuer import PostgresIssuer
-from taskpass.issuers.postgres.probe import Place
+from taskpass.issuers.postgres.probe import PROOF, Place
 from taskpass.issuers.postgres.probe_many import prove_all_refused
 from taskpass.runtime.sweeper import Sweeper
 from taskpass.runtime.system import SystemClock, SystemEntropy
@@ -38,19 +39,26 @@ LIFETIME = 3600
 
 _ROLES = """
 DO $do$ DECLARE
+    modern boolean := current_setting('server_version_num')::integer >= 160000;
+    item record;
     name text;
 BEGIN
-    IF current_setting('server_version_num')::integer >= 160000 THEN
-        PERFORM set_config('createrole_self_grant', 'set, inherit', true);
+    IF modern THEN
+        SET LOCAL ROLE taskpass_kit;
+        FOR item IN SELECT right(r, 1) AS maker, array_agg(r::name) AS names FROM crowd GROUP BY 1 LOOP
+            EXECUTE format('SELECT taskpass.maker_%s(''make'', $1, NULL, NULL)', item.maker) USING item.names;
+        END LOOP;
+        EXECUTE (SELECT format('GRANT %I TO %s WITH INHERIT TRUE, SET FALSE', current_setting('crowd.holder'),
+                               string_agg(quote_ident(r), ', ')) FROM crowd);
+        RESET ROLE;
     END IF;
-    FOR name IN SELECT r FROM crowd r LOOP
-        EXECUTE format('CREATE ROLE %I LOGIN INHERIT CONNECTION LIMIT 5 PASSWORD %L VALID UNTIL ''infinity''', name,
-                       current_setting('crowd.verifier'));
-        IF current_setting('server_version_num')::integer >= 160000 THEN
-            EXECUTE format('GRANT %I TO %I WITH INHERIT TRUE, SET FALSE', current_setting('crowd.holder'), name);
-        ELSE
+    FOR name IN SELECT r FROM crowd LOOP
+        IF NOT modern THEN
+            EXECUTE format('CREATE ROLE %I', name);
             EXECUTE format('GRANT %I TO taskpass_kit', name);
         END IF;
+        EXECUTE format('ALTER ROLE %I LOGIN CONNECTION LIMIT 5 PASSWORD %L VALID UNTIL ''infinity''', name,
+                       current_setting('crowd.verifier'));
     END LOOP;
 END $do$
 """
@@ -169,7 +177,6 @@ class Crowd:
             admin.execute("INSERT INTO crowd SELECT unnest(%s::text[])", [names])
             admin.execute("SELECT set_config('crowd.verifier', %s, true)", [self.verifier])
             admin.execute("SELECT set_config('crowd.holder', %s, true)", [holder[0] if holder else ""])
-            admin.execute("SET LOCAL ROLE taskpass_kit")
             admin.execute(_ROLES)
             admin.execute(
                 "INSERT INTO taskpass.lease (installation, lease, state, role, rights, started_at)"
@@ -257,11 +264,13 @@ class Crowd:
             time.sleep(0.02)
         return time.monotonic()
 
-    def proofs(self) -> int:
-        """Leases whose stored proof is the server's own refusal of that very role."""
+    def proofs(self) -> tuple[int, int]:
+        """Leases whose stored proof is the server's refusal of that very role, and those that rest on witnesses."""
         with sqlite3.connect(f"file:{self._directory}/taskpass.db?mode=ro", uri=True) as connection:
-            query = 'SELECT count(*) FROM leases WHERE proof LIKE \'%"answer":"AuthenticationOk,28000"%\''
-            return int(connection.execute(query).fetchone()[0])
+            query = "SELECT json_extract(proof, '$.answer') AS answer, count(*) FROM leases GROUP BY 1"
+            found = dict(connection.execute(query).fetchall())
+        own = found.pop(PROOF, 0)
+        return own, sum(many for answer, many in found.items() if answer == READ_BACK.format(WITNESSES))
 
     def slowest_steps(self) -> str:
         with sqlite3.connect(f"file:{self._directory}/taskpass.db?mode=ro", uri=True) as connection:

@@ -34,6 +34,7 @@ STEP = 250
 """Leases in one unit of work and one record: others wait for the store no longer than for a few requests."""
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 
 def take_back_many(
@@ -149,7 +150,8 @@ def _record_closed(broker: Broker, leases: list[Lease], proofs: dict[LeaseId, Ta
             retry_at=None,
             last_error="",
         )
-        for reason, mine in _grouped([by_id[x] for x in moved], lambda lease: lease.reason):
+        alike = _grouped([by_id[x] for x in moved], lambda lease: (lease.reason, proofs[lease.id].answer))
+        for (reason, _), mine in alike:
             ended = {lease.id: proofs[lease.id].ended for lease in mine if proofs[lease.id].ended}
             one = {**proofs[mine[0].id].to_json(), "ended": sum(ended.values())}
             data: dict[str, object] = {"reason": reason, "proof": one, "ended_of": ended}
@@ -208,8 +210,8 @@ def _steps(items: Sequence[T]) -> Iterator[list[T]]:
         yield list(items[start : start + STEP])
 
 
-def _grouped(leases: Iterable[Lease], key: Callable[[Lease], str]) -> Iterator[tuple[str, list[Lease]]]:
-    groups: dict[str, list[Lease]] = {}
+def _grouped(leases: Iterable[Lease], key: Callable[[Lease], K]) -> Iterator[tuple[K, list[Lease]]]:
+    groups: dict[K, list[Lease]] = {}
     for lease in leases:
         groups.setdefault(key(lease), []).append(lease)
     yield from groups.items()

@@ -34,7 +34,10 @@ from taskpass.core.secret import Secret
 from taskpass.core.widening import Snapshot
 
 BULK = 250
-"""Leases that are closed in one transaction of a target at most."""
+"""Leases that are closed in one transaction of a target, each of them proven by its own attempt."""
+
+STORM_BULK = 1000
+"""As many at most where more than that wait at one target; how they are proven is the issuer's to say."""
 
 CLEAN_BULK = 50
 """Leases that are cleaned in one transaction, which nobody can issue beside: issuing must not wait for it."""
@@ -147,9 +150,10 @@ class Order:
 class Taken:
     """The proof that an access is gone, as the target gave it. This is a stored format.
 
-    ``answer`` names what was read on the wire (``AuthenticationOk,28000``); ``nodes`` maps each node that was swept to
-    the number of clean scans; ``ended`` counts sessions that were cut; ``fenced`` starting ones; ``prepared`` prepared
-    transactions rolled back; ``absent`` is True if the role did not exist; ``took_ms`` from the call to the proof.
+    ``answer`` names what was read on the wire (``AuthenticationOk,28000``), or says what else it rests on; ``nodes``
+    maps each node that was swept to the number of clean scans; ``ended`` counts sessions that were cut; ``fenced``
+    starting ones; ``prepared`` prepared transactions rolled back; ``absent`` is True if the role did not exist;
+    ``took_ms`` from the call to the proof.
     """
 
     answer: str
@@ -344,7 +348,7 @@ class Issuer(Protocol):
         ...
 
     def close_many(self, roles: Sequence[RoleName], *, audit_head: str) -> dict[RoleName, Taken | TaskpassError]:
-        """``close`` for many at once: a proof, or what keeps it from one, for each. At most ``BULK`` of them.
+        """``close`` for many at once: a proof, or what keeps it from one, for each. At most ``STORM_BULK``.
 
         ``NotProven`` with code ``close_alone`` means that it takes ``close``. Raises what concerns all of them.
         """

@@ -34,7 +34,7 @@ from taskpass.core.errors import StoreUnavailable, TaskpassError
 from taskpass.core.guard import effective_now
 from taskpass.core.ids import LeaseId
 from taskpass.core.lease import Lease, LeaseState
-from taskpass.issuers.base import BULK, CLEAN_BULK, CLOSE_ALONE
+from taskpass.issuers.base import BULK, CLEAN_BULK, CLOSE_ALONE, STORM_BULK
 from taskpass.runtime.fitness import TargetFitness
 from taskpass.runtime.system import monotonic
 
@@ -256,8 +256,9 @@ class Sweeper:
         """As many bulks as one target may have at a time; what is left waits for the tick that each of them wakes."""
         with self._busy_lock:
             waiting = [lease_id for lease_id in due if lease_id not in self._busy]
-        for start in range(0, len(waiting), BULK):
-            if not self._submit_bulk(self._closers, f"close/{resource}", waiting[start : start + BULK], close_many):
+        size = STORM_BULK if len(waiting) > STORM_BULK else BULK
+        for start in range(0, len(waiting), size):
+            if not self._submit_bulk(self._closers, f"close/{resource}", waiting[start : start + size], close_many):
                 return
 
     def _submit_bulk(

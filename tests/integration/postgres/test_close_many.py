@@ -152,3 +152,79 @@ def test_what_is_not_closed_is_neither_sealed_nor_cleaned(broker, crowd):
         assert refused.value.sqlstate == "TP006"
         assert connection.execute("SELECT taskpass.clean_many(%s)", [leases]).fetchall() == []
     assert not broker.refused(crowd[0])
+
+
+# ---- a large bulk: see docs/adr/0017 ----
+
+WITNESSES = 3
+
+
+@pytest.fixture
+def large(monkeypatch):
+    monkeypatch.setattr(close_many, "EACH", MANY - 1)
+    monkeypatch.setattr(close_many, "WITNESSES", WITNESSES)
+
+
+def meddle_before_the_proof(monkeypatch, meddle):
+    """``meddle`` is given the roles of each round of logins, just before it; returns the rounds."""
+    real, rounds = close_many.prove_all_refused, []
+
+    def prove(place, roles, secret, entropy):
+        rounds.append(list(roles))
+        meddle(roles)
+        return real(place, roles, secret, entropy)
+
+    monkeypatch.setattr(close_many, "prove_all_refused", prove)
+    return rounds
+
+
+def test_of_a_large_bulk_witnesses_are_tried_the_others_read_back_and_each_proof_says_which(
+    broker, crowd, large, monkeypatch
+):
+    rounds = meddle_before_the_proof(monkeypatch, lambda roles: None)
+    found = close(broker, crowd)
+    (witnesses,) = rounds
+    by_answer = {role: answer.answer for role, answer in found.items()}
+    assert [by_answer[role] for role in witnesses] == [PROOF] * WITNESSES
+    others = {answer for role, answer in by_answer.items() if role not in witnesses}
+    assert others == {"NOLOGIN read back; AuthenticationOk,28000 of 3 others"}
+    assert all(broker.refused(made) for made in crowd)
+
+
+def test_a_witness_that_is_let_in_makes_every_other_one_prove_itself(broker, crowd, large, monkeypatch):
+    let_in = []
+
+    def meddle(roles):
+        if not let_in:
+            let_in.append(roles[0])
+            broker.database.execute(f"ALTER ROLE {roles[0]} LOGIN")
+
+    rounds = meddle_before_the_proof(monkeypatch, meddle)
+    found = close(broker, crowd)
+    assert [len(roles) for roles in rounds] == [WITNESSES, MANY - WITNESSES]
+    assert [role for role, answer in found.items() if not isinstance(answer, Taken)] == let_in
+    assert {answer.answer for answer in found.values() if isinstance(answer, Taken)} == {PROOF}
+
+
+def test_one_that_may_log_in_again_is_not_proven_by_the_witnesses(broker, crowd, large, monkeypatch):
+    opened = []
+
+    def meddle(roles):
+        opened.append(next(made.role for made in crowd if made.role not in roles))
+        broker.database.execute(f"ALTER ROLE {opened[0]} LOGIN")
+
+    meddle_before_the_proof(monkeypatch, meddle)
+    found = close(broker, crowd)
+    assert [role for role, answer in found.items() if not isinstance(answer, Taken)] == opened
+    assert found[opened[0]].code == CLOSE_ALONE
+
+
+def test_accounts_of_before_there_were_makers_are_closed_and_cleaned_in_bulk_too(broker, crowd):
+    with broker.database.server.connect(broker.database.name) as admin:
+        if admin.info.server_version < 160000:
+            pytest.skip("up to 15 there are no makers")
+        for made in crowd[:3]:
+            admin.execute(f"GRANT {made.role} TO taskpass_kit WITH ADMIN TRUE, INHERIT TRUE, SET TRUE")
+            admin.execute(f"REVOKE {made.role} FROM taskpass_kit_{made.role[-1]} CASCADE")
+    assert {answer.answer for answer in close(broker, crowd).values()} == {PROOF}
+    assert broker.issuer.clean_many([made.role for made in crowd]) == {made.role for made in crowd}

@@ -257,6 +257,8 @@ def test_uninstalling_leaves_no_trace_in_the_database_or_the_cluster(enrol, shop
             assert in_use == (0,), "another database of this server still uses the kit"
             admin.execute("DROP OWNED BY taskpass_kit")  # the right to set a parameter is the whole cluster's
             admin.execute("DROP ROLE taskpass_kit")
+        for (name,) in admin.execute("SELECT rolname FROM pg_roles WHERE rolname ~ '^taskpass_kit_.$'").fetchall():
+            admin.execute(f"DROP ROLE {name}")
     owner = shop.role("owner")
     before = traces(shop)
     verbs = VERBS_OF_LEVEL[Level.WRITE]

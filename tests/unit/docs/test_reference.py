@@ -66,7 +66,7 @@ def test_decisions_are_numbered_without_gaps():
 @pytest.mark.parametrize("word", ["make demo", "make test"])
 def test_the_readme_names_the_two_commands_and_the_build_runs_the_second(word):
     assert word in (ROOT / "README.md").read_text()
-    assert (ROOT / ".ci/run").read_text().rstrip().endswith("exec make test")
+    assert (ROOT / ".ci/run").read_text().endswith("\nmake test\nexec make torture N=100\n")
 
 
 def keys_of(function):

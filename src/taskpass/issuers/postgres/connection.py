@@ -146,6 +146,12 @@ class Connections:
         finally:
             turn.release()
 
+    @contextlib.contextmanager
+    def fresh(self) -> Generator[Connection]:
+        """A connection that is made now, to the target's address, and is not kept."""
+        with contextlib.closing(self._connect(self._target.address)) as connection:
+            yield connection
+
     def _give_back(self, node: str, connection: Connection) -> None:
         with self._lock:
             idle = self._idle.setdefault(node, [])

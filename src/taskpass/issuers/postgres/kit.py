@@ -89,6 +89,7 @@ def install_sql(server_version: int, enrolment: Enrolment) -> str:
     return "\n".join(
         (
             _file("kit.sql"),
+            _file("makers.sql"),
             _login(enrolment),
             _enrol(enrolment),
             _file("brokers.sql"),
@@ -121,7 +122,8 @@ def login_sql(enrolment: Enrolment) -> str:
 
 def upgrade_sql() -> str:
     """For the DBA: brings a kit of any earlier version to this one. May run again; refuses a newer kit and none."""
-    return "\n".join((_file("kit.sql"), _UPGRADE, _file("brokers.sql"), _file("owners.sql"), _file("reach.sql")))
+    parts = ("makers.sql", "brokers.sql", "owners.sql", "reach.sql")
+    return "\n".join((_file("kit.sql"), _UPGRADE, *map(_file, parts)))
 
 
 def uninstall_sql() -> str:

@@ -524,6 +524,12 @@ BEGIN
     END LOOP;
 END $kit$;
 
+-- The kit's own roles: a lease's role is given to nobody else.
+CREATE OR REPLACE FUNCTION taskpass.own_roles() RETURNS oid[]
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $kit$
+    SELECT array_agg(r.oid) FROM pg_roles r WHERE r.rolname ~ '^taskpass_kit(_[0-9a-hjkmnp-tv-z])?$'
+$kit$;
+
 -- Makes or re-keys the role of a lease, without login. Rights may be empty (a rehearsal).
 CREATE OR REPLACE FUNCTION taskpass.make(lease text, rights jsonb, verifier text, seconds integer, connections integer, head text)
 RETURNS oid
@@ -547,7 +553,11 @@ BEGIN
     END IF;
     SELECT oid INTO lease_oid FROM pg_roles WHERE rolname = lease_role;
     IF lease_oid IS NULL THEN
-        EXECUTE format('CREATE ROLE %I NOLOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS INHERIT', lease_role);
+        IF modern THEN
+            EXECUTE format('SELECT taskpass.maker_%s(''make'', ARRAY[$1], NULL, NULL)', right(lease, 1)) USING lease_role;
+        ELSE
+            EXECUTE format('CREATE ROLE %I NOLOGIN NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION NOBYPASSRLS INHERIT', lease_role);
+        END IF;
         SELECT oid INTO lease_oid FROM pg_roles WHERE rolname = lease_role;
         EXECUTE format('COMMENT ON ROLE %I IS %L', lease_role, lease);
         PERFORM taskpass.limit_role(lease_role, NULL);
@@ -847,7 +857,8 @@ BEGIN
                            clock_timestamp() + interval '10 minutes');
             -- Somebody with the right to it may have lent the role. A role cannot lend itself (15 and later).
             FOR stranger IN SELECT m.member::regrole::text AS name FROM pg_auth_members m
-                             WHERE m.roleid = close.role AND m.member NOT IN (current_user::regrole, session_user::regrole) LOOP
+                             WHERE m.roleid = close.role AND m.member <> session_user::regrole
+                               AND m.member <> ALL (taskpass.own_roles()) LOOP
                 EXECUTE format('REVOKE %I FROM %s', lease_role, stranger.name);
                 RAISE LOG 'taskpass: close lease=% was lent to %', lease, stranger.name;
             END LOOP;
@@ -864,6 +875,7 @@ END $kit$;
 CREATE OR REPLACE FUNCTION taskpass.changed(OUT lease text, OUT why text) RETURNS SETOF record
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $kit$
     WITH me AS MATERIALIZED (SELECT taskpass.caller() AS installation),
+    own AS MATERIALIZED (SELECT unnest(taskpass.own_roles()) AS role),
     live AS (
         SELECT l.lease, l.role, l.owner, r.rolname, me.installation,
                r.rolsuper OR r.rolcreaterole OR r.rolcreatedb OR r.rolreplication OR r.rolbypassrls AS privileged
@@ -877,7 +889,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $k
             WHEN EXISTS (SELECT FROM pg_auth_members m JOIN pg_roles g ON g.oid = m.roleid
                           WHERE m.member = v.role AND m.roleid IS DISTINCT FROM v.owner
                             AND NOT starts_with(g.rolname::text, 'tpm_' || v.installation || '_')) THEN 'member'
-            WHEN EXISTS (SELECT FROM pg_auth_members m WHERE m.roleid = v.role AND m.member <> current_user::regrole) THEN 'lent'
+            WHEN EXISTS (SELECT FROM pg_auth_members m WHERE m.roleid = v.role AND m.member NOT IN (SELECT own.role FROM own)) THEN 'lent'
             WHEN v.owner IS NULL AND current_setting('server_version_num')::integer >= 160000
              AND EXISTS (SELECT FROM pg_shdepend d WHERE d.refclassid = 'pg_authid'::regclass AND d.refobjid = v.role
                             AND d.deptype = 'a') THEN 'granted'
@@ -1019,6 +1031,14 @@ BEGIN
         LEFT JOIN pg_roles r ON r.rolname = (prefix || substr(g.lease, 5))::name ORDER BY g.lease;
 END $kit$;
 
+-- Those that have a role, with its maker: NULL for what the kit made itself (up to 15, and before there were makers).
+CREATE OR REPLACE FUNCTION taskpass.made_by(leases text[]) RETURNS TABLE (lease text, name name, maker text)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $kit$
+    SELECT g.lease, g.name, (SELECT substr(k.rolname, 14) FROM pg_auth_members m JOIN pg_roles k ON k.oid = m.member
+                              WHERE m.roleid = g.role AND m.admin_option AND k.rolname ~ '^taskpass_kit_[0-9a-hjkmnp-tv-z]$' LIMIT 1)
+      FROM taskpass.roles_of(leases) AS g WHERE g.role IS NOT NULL
+$kit$;
+
 -- As close. One password serves for all of them: only the closing broker knows it, and none of them may log in.
 CREATE OR REPLACE FUNCTION taskpass.close_many(leases text[], verifier text, head text)
 RETURNS TABLE (lease text, role oid, busy boolean)
@@ -1027,6 +1047,10 @@ SET timezone = 'UTC' SET datestyle = 'ISO' AS $kit$
 DECLARE
     me text := taskpass.caller();
     until timestamptz := clock_timestamp() + interval '10 minutes';
+    own oid[] := taskpass.own_roles();
+    held name[] := '{}';
+    more name[];
+    name name;
     item record;
 BEGIN
     PERFORM taskpass.demand_verifier(verifier);
@@ -1039,22 +1063,24 @@ BEGIN
         ON CONFLICT ON CONSTRAINT lease_pkey DO UPDATE SET state = 'closing', changed_at = clock_timestamp(),
             role = coalesce(excluded.role, l.role), head_seq = greatest(l.head_seq, excluded.head_seq),
             head = taskpass.later(l.head, excluded.head);
-    FOR item IN SELECT g.lease, g.role, g.name FROM taskpass.roles_of(leases) AS g LOOP
-        lease := item.lease;
-        role := item.role;
-        busy := false;
-        IF item.role IS NOT NULL THEN
-            BEGIN
-                EXECUTE format('ALTER ROLE %I NOLOGIN PASSWORD %L VALID UNTIL %L', item.name, verifier, until);
-            EXCEPTION WHEN lock_not_available OR internal_error THEN
-                busy := true;
-            END;
+    FOR item IN SELECT g.maker, array_agg(g.name) AS names FROM taskpass.made_by(leases) AS g GROUP BY g.maker LOOP
+        IF item.maker IS NOT NULL THEN
+            EXECUTE format('SELECT taskpass.maker_%s(''forbid'', $1, $2, $3)', item.maker) INTO more USING item.names, verifier, until;
+            held := held || more;
+            CONTINUE;
         END IF;
-        RETURN NEXT;
+        FOREACH name IN ARRAY item.names LOOP
+            BEGIN
+                EXECUTE format('ALTER ROLE %I NOLOGIN PASSWORD %L VALID UNTIL %L', name, verifier, until);
+            EXCEPTION WHEN lock_not_available OR internal_error THEN
+                held := held || name;
+            END;
+        END LOOP;
     END LOOP;
+    RETURN QUERY SELECT g.lease, g.role, coalesce(g.name = ANY (held), false) FROM taskpass.roles_of(leases) AS g;
     FOR item IN SELECT m.roleid::regrole::text AS role, m.member::regrole::text AS name
                   FROM taskpass.roles_of(leases) AS g JOIN pg_auth_members m ON m.roleid = g.role
-                 WHERE m.member NOT IN (current_user::regrole, session_user::regrole) LOOP
+                 WHERE m.member <> session_user::regrole AND m.member <> ALL (own) LOOP
         EXECUTE format('REVOKE %s FROM %s', item.role, item.name);
         RAISE LOG 'taskpass: close role=% was lent to %', item.role, item.name;
     END LOOP;
@@ -1118,6 +1144,7 @@ DECLARE
     here oid := (SELECT d.oid FROM pg_database d WHERE d.datname = current_database());
     ready text[];
     names text;
+    item record;
 BEGIN
     PERFORM taskpass.demand_fresh_snapshots();
     LOCK TABLE taskpass.gate IN EXCLUSIVE MODE;
@@ -1133,7 +1160,13 @@ BEGIN
     END IF;
     BEGIN
         EXECUTE 'DROP OWNED BY ' || names;
-        EXECUTE 'DROP ROLE ' || names;
+        FOR item IN SELECT g.maker, array_agg(g.name) AS names FROM taskpass.made_by(ready) AS g GROUP BY g.maker LOOP
+            IF item.maker IS NOT NULL THEN
+                EXECUTE format('SELECT taskpass.maker_%s(''drop'', $1, NULL, NULL)', item.maker) USING item.names;
+            ELSE
+                EXECUTE 'DROP ROLE ' || (SELECT string_agg(quote_ident(r.name), ', ') FROM unnest(item.names) AS r(name));
+            END IF;
+        END LOOP;
     EXCEPTION WHEN dependent_objects_still_exist OR object_in_use OR lock_not_available OR insufficient_privilege
                 OR internal_error THEN
         RETURN;
@@ -1203,7 +1236,8 @@ GRANT CREATE ON SCHEMA taskpass TO taskpass_kit;
 DO $do$ DECLARE
     routine regprocedure;
 BEGIN
-    FOR routine IN SELECT p.oid::regprocedure FROM pg_proc p WHERE p.pronamespace = 'taskpass'::regnamespace LOOP
+    FOR routine IN SELECT p.oid::regprocedure FROM pg_proc p WHERE p.pronamespace = 'taskpass'::regnamespace
+                      AND pg_get_userbyid(p.proowner) !~ '^taskpass_kit_[0-9a-hjkmnp-tv-z]$' LOOP
         EXECUTE format('ALTER ROUTINE %s OWNER TO taskpass_kit', routine);
         EXECUTE format('REVOKE ALL ON ROUTINE %s FROM PUBLIC', routine);
     END LOOP;

@@ -29,10 +29,10 @@ SELECT 'kit_grant', 'fatal', 'the kit may not pass on CONNECT to this database',
        format('GRANT CONNECT ON DATABASE %I TO taskpass_kit WITH GRANT OPTION;', current_database())
   FROM kit WHERE NOT has_database_privilege(kit.oid, current_database(), 'CONNECT WITH GRANT OPTION')
 UNION ALL
-SELECT 'kit_members', 'fatal', format('%s may become taskpass_kit, and so make any role', m.member::regrole),
-       format('REVOKE taskpass_kit FROM %s;', m.member::regrole)
-  FROM pg_catalog.pg_auth_members m, kit
- WHERE m.roleid = kit.oid AND NOT m.admin_option
+SELECT 'kit_members', 'fatal', format('%s may become %s, and so make any role', m.member::regrole, k.rolname),
+       format('REVOKE %s FROM %s;', k.rolname, m.member::regrole)
+  FROM pg_catalog.pg_auth_members m JOIN pg_catalog.pg_roles k ON k.oid = m.roleid
+ WHERE k.rolname ~ '^taskpass_kit(_[0-9a-hjkmnp-tv-z])?$' AND NOT m.admin_option
 UNION ALL
 SELECT 'broker_login', 'fatal', format('the broker''s login %I has rights of its own', r.rolname),
        format('ALTER ROLE %I NOSUPERUSER NOCREATEROLE NOCREATEDB NOREPLICATION NOBYPASSRLS;', r.rolname)

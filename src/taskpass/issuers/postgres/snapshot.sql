@@ -109,7 +109,7 @@ UNION ALL SELECT 'routine that runs by itself', format('%s for %s', p.named, pg_
            WHERE d.refclassid = 'pg_proc'::regclass AND d.classid IN ('pg_attrdef'::regclass, 'pg_constraint'::regclass, 'pg_class'::regclass, 'pg_type'::regclass)
 UNION ALL SELECT 'membership', format('%s in %s', pg_get_userbyid(m.member), pg_get_userbyid(m.roleid)), (to_jsonb(m) - '{oid,roleid,member,grantor}'::text[])::text, 'ac', '', '{}'
             FROM pg_auth_members m
-           WHERE NOT (m.grantor = (SELECT oid FROM kit) OR (m.member = (SELECT oid FROM kit) AND pg_get_userbyid(m.roleid) ~ '^tpm?_'))
+           WHERE NOT (m.grantor = (SELECT oid FROM kit) OR (pg_get_userbyid(m.member) ~ '^taskpass_kit(_[0-9a-hjkmnp-tv-z])?$' AND pg_get_userbyid(m.roleid) ~ '^tpm?_'))
 UNION ALL SELECT 'role', r.rolname::text, concat_ws(' ', CASE WHEN r.rolsuper THEN 'SUPERUSER' END, CASE WHEN r.rolcreaterole THEN 'CREATEROLE' END,
                  CASE WHEN r.rolcreatedb THEN 'CREATEDB' END, CASE WHEN r.rolreplication THEN 'REPLICATION' END,
                  CASE WHEN r.rolbypassrls THEN 'BYPASSRLS' END, CASE WHEN r.rolcanlogin THEN 'LOGIN' END), 'ac', '', '{}'

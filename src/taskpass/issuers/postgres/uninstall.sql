@@ -5,6 +5,7 @@ DO $do$ DECLARE
     login name;
     logins name[];
     holder name;
+    maker name;
     owned text;
 BEGIN
     IF EXISTS (SELECT FROM taskpass.lease WHERE state <> 'cleaned') THEN
@@ -22,6 +23,11 @@ BEGIN
             EXECUTE 'GRANT taskpass_kit TO CURRENT_USER';
         END IF;
     END IF;
+    FOR maker IN SELECT r.rolname FROM pg_roles r WHERE r.rolname ~ '^taskpass_kit_[0-9a-hjkmnp-tv-z]$' LOOP
+        IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+            EXECUTE format('GRANT %I TO CURRENT_USER WITH INHERIT TRUE, SET TRUE', maker);
+        END IF;
+    END LOOP;
     logins := array(SELECT b.login FROM taskpass.broker b);
     -- As the kit, because it granted what these roles hold.
     PERFORM set_config('role', 'taskpass_kit', true);
@@ -45,6 +51,13 @@ BEGIN
             EXECUTE format('DROP ROLE %I', login);
         EXCEPTION WHEN dependent_objects_still_exist OR insufficient_privilege THEN
             RAISE WARNING 'taskpass: % is still used elsewhere and stays', login;
+        END;
+    END LOOP;
+    FOR maker IN SELECT r.rolname FROM pg_roles r WHERE r.rolname ~ '^taskpass_kit_[0-9a-hjkmnp-tv-z]$' LOOP
+        BEGIN
+            EXECUTE format('DROP ROLE %I', maker);
+        EXCEPTION WHEN dependent_objects_still_exist OR insufficient_privilege THEN
+            RAISE WARNING 'taskpass: % is still used in another database and stays', maker;
         END;
     END LOOP;
     BEGIN
