@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 
 from taskpass.audit.verify import verify
@@ -192,3 +194,52 @@ def test_a_move_that_cannot_tell_whether_the_copy_arrived_leaves_the_old_store_s
         home.move(Fragile(home.database(home.new), "after", lost))
     assert code(lambda: home.open(home.old)) == "store_moved"
     assert home.move().seq == 1005
+
+
+def test_a_server_does_not_end_the_copy_of_a_large_store_while_the_other_side_is_read(home):
+    home.fill()
+    seen = []
+
+    class Looking(Fragile):
+        def commit(self, connection):
+            if connection.dialect.name == "postgresql":
+                seen.append(connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar())
+            self._inner.commit(connection)
+
+    new = home.database(home.new)
+    home.move(Looking(new, "", None))
+    assert seen == (["0"] if new.kind == "PostgreSQL" else [])
+    with new.begin(writes=False) as connection:
+        if new.kind == "PostgreSQL":
+            assert connection.exec_driver_sql("SHOW idle_in_transaction_session_timeout").scalar() == "15s"
+
+
+def test_a_broker_that_has_the_old_store_open_changes_nothing_in_it_any_more(home):
+    leases = home.fill()
+    late = home.open(home.old)
+    home.move()
+
+    def act(change):
+        with late.write() as unit:
+            change(unit)
+
+    assert code(lambda: act(lambda unit: unit.audit.append(event(), NOW))) == "store_moved"
+    assert code(lambda: act(lambda unit: unit.owners.beat("brk_late", "laptop"))) == "store_moved"
+    with late.read() as unit:
+        assert unit.leases.get(leases[LeaseState.ACTIVE].id).state is LeaseState.ACTIVE
+    assert home.move().seq == 1005, "and finishing the move leaves it so"
+    assert code(lambda: act(lambda unit: unit.audit.append(event(), NOW))) == "store_moved"
+
+
+@pytest.mark.service
+def test_a_store_on_a_server_is_sealed_as_well(store_servers):
+    old, new = store_servers(16).fresh(), store_servers(16).empty()
+    late = old.open()
+    ends = [database_of(each.url, each.access, timeout=5) for each in (old, new)]
+    with closing(ends[0]), closing(ends[1]):
+        move(*ends)
+    with pytest.raises(StoreUnavailable) as refused, late.write() as unit:
+        unit.audit.append(event(), NOW)
+    assert refused.value.code == "store_moved"
+    for each in (old, new):
+        each.drop()

@@ -103,10 +103,10 @@ def command(
     from taskpass.runtime.system import SystemClock, SystemEntropy
 
     _demand_one_source(admin_dsn_stdin=admin_dsn_stdin, print_sql=print_sql, own=login_stdin, store=store_login_stdin)
-    if join or broker:
-        return _join(directory, join, broker)
-    if own_login:
-        return _own_login(directory, name or "", admin=admin_dsn_stdin, print_sql=print_sql)
+    if join or broker or own_login:
+        if postgres or store or login_stdin or upgrade or uninstall:
+            raise InvalidInput("--join and --own-login are steps of their own", code="usage")
+        return _further(directory, join, broker, name, admin=admin_dsn_stdin, print_sql=print_sql)
     if upgrade or uninstall:
         return _script_of_the_kit(print_sql=print_sql, upgrade=upgrade, uninstall=uninstall)
     wanted = enrolment.Wanted(
@@ -163,13 +163,21 @@ def _verbs(levels: tuple[str, ...], verbs: tuple[str, ...]) -> frozenset[Verb]:
     return frozenset(Verb(verb) for verb in verbs)
 
 
-def _join(directory: Path, first: Path | None, name: str | None) -> int:
-    """A further broker on the store: its directory, with logins that are made in the targets next."""
+def _further(
+    directory: Path, first: Path | None, broker: str | None, resource: str | None, *, admin: bool, print_sql: bool
+) -> int:
+    """A further broker on a store: its directory, or after that its own login in one database."""
+    if first and broker:
+        return _join(directory, first, broker)
+    if first or broker:
+        raise InvalidInput("--join and --as belong together", code="usage")
+    return _own_login(directory, resource or "", admin=admin, print_sql=print_sql)
+
+
+def _join(directory: Path, first: Path, name: str) -> int:
     from taskpass.cli.joining import join
     from taskpass.runtime.system import SystemEntropy
 
-    if not (first and name):
-        raise InvalidInput("--join and --as belong together", code="usage")
     joined = join(directory, first, name, entropy=SystemEntropy())
     talk(f"taskpass: made {directory}, for broker {name} of installation {joined.installation}")
     for resource in joined.by_hand:

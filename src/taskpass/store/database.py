@@ -57,8 +57,11 @@ class Database(Protocol):
         """Find gross damage before anything is decided from this database; raises ``StoreUnavailable``."""
         ...
 
-    def install_rules(self, connection: Connection) -> None:
-        """Make the database itself refuse what ``core`` refuses, inside the transaction of ``connection``."""
+    def install_rules(self, connection: Connection, *, sealed: bool = False) -> None:
+        """Make the database itself refuse what ``core`` refuses, inside the transaction of ``connection``.
+
+        ``sealed``: it was moved elsewhere, and refuses every change of what is recorded (store_moved).
+        """
         ...
 
     def begin(self, *, writes: bool) -> Connection:

@@ -1,7 +1,8 @@
 """Move a store to another database without losing a record: copy, compare, and leave the old one sealed.
 
 The copy is one transaction in the new database: it is there whole or not at all. The old store is sealed before, so
-that nothing can be written to it behind the copy's back; ``open_store`` refuses a sealed one and says where it went.
+that nothing can be written to it behind the copy's back, also by a broker that has it open; ``open_store`` refuses a
+sealed one and says where it went.
 Killed anywhere, the same move finishes it. Not for a store that a broker serves: the caller holds the broker's lock.
 """
 
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Table, func, insert, select
+from sqlalchemy import Connection, Table, func, insert, select, text
 
 from taskpass.core.audit import GENESIS, Event, Record, verify_chain
 from taskpass.core.clock import Clock
@@ -50,6 +51,7 @@ def move(old: Database, new: Database) -> Moved:
         _demand_room(old, new)
         fresh = not _seal(old, new.place)
         with translated(old), old.begin(writes=True) as source:
+            _waiting(source)
             try:
                 moved = _copy(source, old, new)
             except BaseException:
@@ -89,6 +91,7 @@ def _seal(old: Database, place: str) -> bool:
             raise Conflict(f"this store was moved to {went}", hint="that is the one to use", code="store_moved")
         seals.create(connection)
         connection.execute(insert(seals), {"place": place})
+        old.install_rules(connection, sealed=True)
         old.commit(connection)
         old.settle(connection)
     return False
@@ -97,6 +100,7 @@ def _seal(old: Database, place: str) -> bool:
 def _unseal(connection: Connection, old: Database) -> None:
     """Nothing was copied, so the old store is the only one still."""
     seals.drop(connection)
+    old.install_rules(connection)
     old.commit(connection)
     old.settle(connection)
 
@@ -115,6 +119,7 @@ def _copy(source: Connection, old: Database, new: Database) -> Moved:
     from taskpass.store.migrations import upgrade
 
     with translated(new), new.begin(writes=True) as target:
+        _waiting(target)
         if version_of(target) is not None:
             return _demand_same(source, target, new.place)
         upgrade(target, VERSIONS[-1])
@@ -126,6 +131,12 @@ def _copy(source: Connection, old: Database, new: Database) -> Moved:
         new.commit(target)
         new.settle(target)
     return moved
+
+
+def _waiting(connection: Connection) -> None:
+    """While one side is read through the other waits, which a server would take for a broker that was paused."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
 
 
 def _batches(source: Connection, table: Table) -> Iterator[list[dict[str, Any]]]:

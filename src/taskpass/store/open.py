@@ -135,7 +135,8 @@ def bring_up(database: Database, create: Create | None = None, *, sealed_too: bo
     with translated(database), database.engine.connect() as connection:
         database.check(connection)
     with _writing(database) as connection:
-        if (place := sealed_for(connection)) and not sealed_too:
+        place = sealed_for(connection)
+        if place and not sealed_too:
             raise StoreUnavailable(
                 f"this store was moved to {place}",
                 hint="that is the one to use; a move that was cut off is finished by the same taskpass store move",
@@ -149,7 +150,7 @@ def bring_up(database: Database, create: Create | None = None, *, sealed_too: bo
             from taskpass.store.migrations import upgrade
 
             upgrade(connection, VERSIONS[-1])
-        database.install_rules(connection)
+        database.install_rules(connection, sealed=bool(place))
 
 
 def version_of(connection: Connection) -> str | None:

@@ -145,8 +145,8 @@ class PostgresDatabase:
     def check(self, connection: Connection) -> None:
         """The server checks its own pages."""
 
-    def install_rules(self, connection: Connection) -> None:
-        postgres_rules.install(connection)
+    def install_rules(self, connection: Connection, *, sealed: bool = False) -> None:
+        postgres_rules.install(connection, sealed=sealed)
 
     def begin(self, *, writes: bool) -> Connection:
         """A connection that died in the pool, as after a restart of the server, costs nobody a unit of work."""

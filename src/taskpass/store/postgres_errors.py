@@ -13,6 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from taskpass.core.errors import Conflict, IllegalTransition, Internal, InvalidInput, StoreUnavailable, TaskpassError
 from taskpass.store import rules
+from taskpass.store.seal import moved
 
 _MEANING: dict[str, tuple[str, str]] = {
     "store_down": (
@@ -99,6 +100,8 @@ def _constraint(state: str, cause: psycopg.Error) -> TaskpassError:
     message = cause.diag.message_primary or ""
     if message == rules.ILLEGAL:
         return IllegalTransition("the record is not in a state that allows this")
+    if message == rules.SEALED:
+        return moved()
     if message.startswith(rules.MARK):
         return Conflict(message.removeprefix(rules.MARK))
     if state == "23505":

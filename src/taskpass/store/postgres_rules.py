@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 from sqlalchemy import Connection
 
-from taskpass.store.rules import GUARDED, MARK, Rule, rules
+from taskpass.store.rules import GUARDED, MARK, Rule, rules, seals
 
 SCHEMA = "taskpass_store"
 """Not ``taskpass``: that is the target kit's, and a store may share a database with it in a demo."""
@@ -40,10 +40,10 @@ SELECT t.tgname, c.relname FROM pg_catalog.pg_trigger t JOIN pg_catalog.pg_class
 """  # noqa: S608 - a constant of ours
 
 
-def statements() -> list[str]:
-    """Everything that makes the rules, in order."""
+def statements(*, sealed: bool) -> list[str]:
+    """Everything that makes the rules, in order; ``sealed``: of a store that was moved elsewhere."""
     made = [_REFUSE.format(schema=SCHEMA)]
-    for rule in rules():
+    for rule in (*rules(), *(seals() if sealed else ())):
         made += _statements(rule)
     for table in GUARDED:
         made += _always(
@@ -72,12 +72,12 @@ def _always(name: str, table: str, what: str) -> Iterable[str]:
     yield f"ALTER TABLE {SCHEMA}.{table} ENABLE ALWAYS TRIGGER {name}"
 
 
-def install(connection: Connection) -> None:
+def install(connection: Connection, *, sealed: bool) -> None:
     """Leave everything as it is if it is as it was made; otherwise make it again.
 
     What was made is remembered as a comment on the schema, because the server keeps triggers in words of its own.
     """
-    texts = statements()
+    texts = statements(sealed=sealed)
     comment, theirs = connection.exec_driver_sql(_PRESENT).one()
     if comment == _mark(texts, theirs):
         return

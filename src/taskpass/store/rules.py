@@ -21,6 +21,7 @@ MARK = "taskpass: "
 """Every message of ours starts with this, so that the error translation can tell them from others."""
 
 ILLEGAL = MARK + "illegal transition"
+SEALED = MARK + "this store was moved"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,16 @@ def rules() -> Iterable[Rule]:
     for table, columns in FIXED.items():
         yield Rule(f"{table}_fixed", "UPDATE", table, "", f"{MARK}that field of {table} never changes", columns)
     yield from _particular()
+
+
+def seals() -> Iterable[Rule]:
+    """Besides, for a store that was moved elsewhere: also a broker that had it open changes nothing any more.
+
+    Whatever is decided is recorded in the same step, and who cannot be seen is no broker.
+    """
+    yield Rule("audit_sealed", "INSERT", "audit", "", SEALED)
+    yield Rule("brokers_sealed", "UPDATE", "brokers", "", SEALED)
+    yield Rule("brokers_sealed_new", "INSERT", "brokers", "", SEALED)
 
 
 def _steps(table: str, initial: str, pairs: Iterable[tuple[str, str]]) -> Iterable[Rule]:

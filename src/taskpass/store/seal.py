@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from sqlalchemy import Column, Connection, MetaData, Table, Text, inspect, select
 
+from taskpass.core.errors import StoreUnavailable
+
 seals = Table("moved_to", MetaData(), Column("place", Text, primary_key=True))
+
+
+def moved() -> StoreUnavailable:
+    """What a rule of a sealed store means to somebody who had it open before."""
+    return StoreUnavailable("this store was moved", hint="restart with the new one's address", code="store_moved")
 
 
 def sealed_for(connection: Connection) -> str:

@@ -25,6 +25,7 @@ from sqlalchemy.pool import QueuePool
 
 from taskpass.core.errors import ConfigInvalid, Conflict, IllegalTransition, Internal, StoreUnavailable, TaskpassError
 from taskpass.store import rules, triggers
+from taskpass.store.seal import moved
 
 BUSY_SECONDS = 5.0
 QUICK_CHECK_BYTES = 16 * 2**20
@@ -125,8 +126,8 @@ class SqliteDatabase:
             if answer != "ok":
                 raise _unavailable("store_corrupt")
 
-    def install_rules(self, connection: Connection) -> None:
-        triggers.install(connection)
+    def install_rules(self, connection: Connection, *, sealed: bool = False) -> None:
+        triggers.install(connection, sealed=sealed)
 
     def begin(self, *, writes: bool) -> Connection:
         connection = self.engine.connect()
@@ -252,6 +253,8 @@ def translate(error: Exception) -> TaskpassError:
 def _constraint(code: int, message: str) -> TaskpassError:
     if message == rules.ILLEGAL:
         return IllegalTransition("the record is not in a state that allows this")
+    if message == rules.SEALED:
+        return moved()
     if code == sqlite3.SQLITE_CONSTRAINT_TRIGGER:
         return Conflict(message.removeprefix(rules.MARK))
     if code in (sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY):

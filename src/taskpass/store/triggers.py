@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from sqlalchemy import Connection
 
-from taskpass.store.rules import MARK, Rule, rules
+from taskpass.store.rules import MARK, Rule, rules, seals
 
 _KEYS = {
     "installation": "only = NEW.only",
@@ -28,9 +28,10 @@ _KEYS = {
 """What a new row may not share with an old one: an INSERT OR REPLACE would delete the old one without a trigger."""
 
 
-def wanted() -> Mapping[str, str]:
-    """Name and text of every trigger."""
-    return {rule.name: _trigger(rule) for rule in (*rules(), *(_unique(table) for table in _KEYS))}
+def wanted(*, sealed: bool = False) -> Mapping[str, str]:
+    """Name and text of every trigger; ``sealed``: of a store that was moved elsewhere."""
+    further = seals() if sealed else ()
+    return {rule.name: _trigger(rule) for rule in (*rules(), *further, *(_unique(table) for table in _KEYS))}
 
 
 def _unique(table: str) -> Rule:
@@ -46,11 +47,11 @@ def _trigger(rule: Rule) -> str:
     return f"CREATE TRIGGER {rule.name} BEFORE {when} ON {rule.table}{guard} BEGIN {body} END"
 
 
-def install(connection: Connection) -> None:
-    """Create, replace and remove triggers until the database has exactly ``wanted()``."""
+def install(connection: Connection, *, sealed: bool) -> None:
+    """Create, replace and remove triggers until the database has exactly those that are ``wanted``."""
     rows = connection.exec_driver_sql("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'").all()
     present = {str(name): str(sql) for name, sql in rows}
-    texts = wanted()
+    texts = wanted(sealed=sealed)
     for name in present.keys() - texts.keys():
         quoted = name.replace('"', '""')
         connection.exec_driver_sql(f'DROP TRIGGER "{quoted}"')

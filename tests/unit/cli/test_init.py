@@ -180,3 +180,12 @@ def test_a_store_is_moved_to_no_address_with_a_password_in_it_and_to_no_file(pla
     assert CANARY not in said.out + said.err
     assert "postgresql://host:port/database" in said.err or "command line" in said.err
     assert not place.exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--join", "/x"), ("--as", "b"), ("--join", "/x", "--as", "b", "--postgres"), ("--own-login", "--upgrade")],
+)
+def test_joining_is_a_step_of_its_own(place, words):
+    assert init(place, *words) == 2
+    assert not place.exists()
