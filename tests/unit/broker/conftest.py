@@ -20,25 +20,17 @@ def place():
         yield Path(directory)
 
 
-def _template(directory: Path, *, demo: bool) -> Path:
+@pytest.fixture(scope="session")
+def demo_template(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("demo-store")
     directory.chmod(0o700)
-    make_harness(directory, demo=demo).stop()
+    make_harness(directory, demo=True).stop()
     return directory / "taskpass.db"
 
 
-@pytest.fixture(scope="session")
-def template(tmp_path_factory):
-    return _template(tmp_path_factory.mktemp("store"), demo=False)
-
-
-@pytest.fixture(scope="session")
-def demo_template(tmp_path_factory):
-    return _template(tmp_path_factory.mktemp("demo-store"), demo=True)
-
-
 @pytest.fixture
-def h(place, template):
-    made = make_harness(place, template=template)
+def h(place, new_store):
+    made = make_harness(place, template=new_store)
     yield made
     made.stop()
 

@@ -44,9 +44,9 @@ class AlteredStore:
 
 
 @pytest.fixture(scope="module")
-def full(template, tmp_path_factory):
+def full(new_store, tmp_path_factory):
     """A closed lease that a person approved, an active one, a request that waits, and a task that ended."""
-    h = make_harness(tmp_path_factory.mktemp("full"), template=template)
+    h = make_harness(tmp_path_factory.mktemp("full"), template=new_store)
     agent = h.run()
     agent.open_task()
     agent.lease()

@@ -14,8 +14,8 @@ MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 @pytest.fixture
-def h():
+def h(new_store):
     with tempfile.TemporaryDirectory(dir=MEMORY, prefix="taskpass-test-") as directory:
-        made = make_harness(Path(directory))
+        made = make_harness(Path(directory), template=new_store)
         yield made
         made.stop()
