@@ -12,6 +12,7 @@ from bench import (
     exec_overhead,
     issue,
     issue_rate,
+    neighbour,
     revoke,
     startup,
     store_postgres,
@@ -23,7 +24,7 @@ from bench.common import Figures
 def main() -> int:
     figures = Figures()
     print(f"{os.cpu_count()} processors, {platform.system()} {platform.release()}, Python {platform.python_version()}")
-    for module in (decisions, store_postgres, issue, issue_rate, revoke, exec_overhead, startup, storm):
+    for module in (decisions, store_postgres, issue, issue_rate, neighbour, revoke, exec_overhead, startup, storm):
         print(f"\n{module.__doc__.splitlines()[0]}", flush=True)
         module.run(figures)
     print(f"\n{endpoint_throughput.__doc__.splitlines()[0]}", flush=True)

@@ -69,6 +69,8 @@ AGENT_THREADS = 128
 
 People and taking back have threads of their own.
 """
+AGENT_CALLS_PER_SECOND = 100
+"""Of all agents of one account, after a burst: what is refused counts five times. Faster ones wait."""
 PEOPLE_THREADS = 16
 
 _log = logging.getLogger("taskpass")
@@ -253,7 +255,8 @@ def assemble(directory: Path, loop: asyncio.AbstractEventLoop, *, runtime: Path 
     issuers, watcher = IssuerPool(config, store), ProcessWatcher()
     # What would be kept free here frees nothing on another machine.
     reserve = Reserve(directory / "reserve") if store.database.kind == "SQLite" else None
-    servers_of_agents = LineServers(loop, ThreadPoolExecutor(AGENT_THREADS, thread_name_prefix="agent"))
+    agents = ThreadPoolExecutor(AGENT_THREADS, thread_name_prefix="agent")
+    servers_of_agents = LineServers(loop, agents, calls_per_second=AGENT_CALLS_PER_SECOND)
     broker: Broker
 
     def lease_holder_ended(lease: LeaseId) -> None:

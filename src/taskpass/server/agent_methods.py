@@ -115,7 +115,6 @@ class AgentMethods:
             request, issued = acquire_access(self._broker, caller, wish, until_process_ends=True)
         else:
             request, issued = request_access(self._broker, caller, wish), None
-        self._changed.announce()
         lease = {"lease": lease_view(issued.lease, issued.endpoint, issued.bearer)} if issued else {}
         return {**request_view(request, stated(self._broker, request.scope)), **lease}
 
@@ -136,7 +135,9 @@ class AgentMethods:
     def _cancel_request(self, params: Params, caller: Caller) -> dict[str, object]:
         request_id = RequestId(parse_id("req", params.text("request")))
         params.done()
-        return request_view(cancel_request(self._broker, caller, request_id))
+        cancelled = cancel_request(self._broker, caller, request_id)
+        self._changed.announce()
+        return request_view(cancelled)
 
     def _issue(self, params: Params, caller: Caller) -> dict[str, object]:
         request_id = RequestId(parse_id("req", params.text("request")))

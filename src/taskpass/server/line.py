@@ -17,9 +17,8 @@ import math
 import re
 import socket
 import struct
-from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -40,6 +39,11 @@ _CONNECTIONS_OF_UID = 128
 """Of one account, on all sockets together: the others find a place on the socket that they share with it."""
 _AT_ONCE_OF_UID = 32
 """Calls of one account, on all sockets together."""
+_BURST = 200
+_REFUSED = 5
+"""Calls that one call counts as which was refused."""
+_ACCOUNTS = 1000
+"""Accounts that are remembered before those are forgotten of which nothing needs to be."""
 _SEND_SECONDS = 60
 """A client that does not read its answers is cut off after this."""
 
@@ -86,23 +90,76 @@ class _Served:
     )
 
 
-class _Places:
-    """For the calls of one account on one socket, which also count among those of the account on all sockets."""
+class _Account:
+    """One account of the machine, on all sockets together: its connections, calls under way, and its pace.
 
-    def __init__(self, here: asyncio.Semaphore, everywhere: asyncio.Semaphore) -> None:
+    It begins ``_BURST`` calls at once and then so many a second; a call that is refused counts as several, because
+    whoever is refused again and again only costs the others time. Calls wait here, before they have a thread.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, at_once: int, calls_per_second: float) -> None:
+        self.connections = 0
+        self._loop = loop
+        self._at_once = asyncio.Semaphore(at_once)
+        self._rate = calls_per_second
+        self._left = float(_BURST)
+        self._at = loop.time()
+        self._order = asyncio.Lock()
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing is lost if it is forgotten."""
+        self._refill()
+        return not self.connections and self._left >= _BURST
+
+    async def begin(self) -> None:
+        async with self._order:
+            await self._wait()
+        await self._at_once.acquire()
+
+    async def pace(self) -> None:
+        """As a call does, without being one."""
+        async with self._order:
+            await self._wait()
+
+    def end(self, *, refused: bool) -> None:
+        self._at_once.release()
+        if refused:
+            self._left -= _REFUSED - 1
+
+    async def _wait(self) -> None:
+        if not self._rate:
+            return
+        self._refill()
+        while self._left < 1:
+            await asyncio.sleep((1 - self._left) / self._rate)
+            self._refill()
+        self._left -= 1
+
+    def _refill(self) -> None:
+        now = self._loop.time()
+        self._left = min(_BURST, self._left + (now - self._at) * self._rate)
+        self._at = now
+
+
+class _Places:
+    """For the calls of one account on one socket."""
+
+    def __init__(self, here: asyncio.Semaphore, account: _Account) -> None:
         self._here = here
-        self._everywhere = everywhere
+        self.account = account
 
     async def acquire(self) -> None:
         await self._here.acquire()
         try:
-            await self._everywhere.acquire()
+            await self.account.begin()
         except BaseException:
             self._here.release()
             raise
 
-    def release(self) -> None:
-        self._everywhere.release()
+    def release(self, call: Future[Params]) -> None:
+        refused = call.cancelled() or call.exception() is not None or "error" in call.result()
+        self.account.end(refused=refused)
         self._here.release()
 
 
@@ -111,6 +168,7 @@ class LineServers:
 
     Agents and operators need one each: an agent that fills every thread must not keep a person from revoking. And one
     account that opens every connection it may, and waits in every call, must not keep another one from being served.
+    ``calls_per_second`` is the pace of one account; 0 is none.
     """
 
     def __init__(
@@ -120,13 +178,14 @@ class LineServers:
         *,
         connections_of_uid: int = _CONNECTIONS_OF_UID,
         at_once_of_uid: int = _AT_ONCE_OF_UID,
+        calls_per_second: float = 0,
     ) -> None:
         self._loop = loop
         self._executor = executor
         self._connections_of_uid = connections_of_uid
         self._at_once_of_uid = at_once_of_uid
-        self._talking: Counter[int] = Counter()
-        self._places: WeakValueDictionary[int, asyncio.Semaphore] = WeakValueDictionary()
+        self._calls_per_second = calls_per_second
+        self._accounts: dict[int, _Account] = {}
         self._served: dict[Path, _Served] = {}
 
     def add(self, line: Line) -> None:
@@ -176,23 +235,22 @@ class LineServers:
                 continue
             served = self._served[line.path]
             uid = _uid_of(connection)
-            if len(served.talking) >= line.connections or self._talking[uid] >= self._connections_of_uid:
+            account = self._account(uid)
+            if len(served.talking) >= line.connections or account.connections >= self._connections_of_uid:
                 _say_and_close(connection, _failure(None, _too_many()))
                 continue
-            self._talking[uid] += 1
-            places = _Places(
-                served.places.setdefault(uid, asyncio.Semaphore(line.at_once)),
-                self._places.setdefault(uid, asyncio.Semaphore(self._at_once_of_uid)),
-            )
+            account.connections += 1
+            places = _Places(served.places.setdefault(uid, asyncio.Semaphore(line.at_once)), account)
             task = self._loop.create_task(_talk(line, connection, self._executor, places))
             served.talking.add(task)
-            task.add_done_callback(partial(self._forget, served, uid))
+            task.add_done_callback(partial(_forget, served, account))
 
-    def _forget(self, served: _Served, uid: int, task: asyncio.Task[None]) -> None:
-        served.talking.discard(task)
-        self._talking[uid] -= 1
-        if not self._talking[uid]:
-            del self._talking[uid]
+    def _account(self, uid: int) -> _Account:
+        if uid not in self._accounts:
+            if len(self._accounts) >= _ACCOUNTS:
+                self._accounts = {uid: account for uid, account in self._accounts.items() if not account.is_new}
+            self._accounts[uid] = _Account(self._loop, self._at_once_of_uid, self._calls_per_second)
+        return self._accounts[uid]
 
 
 async def serve_line(line: Line, executor: Executor) -> None:
@@ -211,6 +269,7 @@ async def _talk(line: Line, connection: socket.socket, executor: Executor, place
     peer: Peer | None = None
     writer: asyncio.StreamWriter | None = None
     try:
+        await places.account.pace()
         attested = await loop.run_in_executor(executor, _attested, line, connection)
         peer = None if isinstance(attested, TaskpassError) else attested
         reader, writer = await asyncio.open_unix_connection(sock=connection, limit=line.max_line)
@@ -284,7 +343,7 @@ class _Conversation:
         loop = asyncio.get_running_loop()
         await self.places.acquire()
         call = self.executor.submit(self._handle, number, method, params)
-        call.add_done_callback(lambda _: _in_loop(loop, self.places.release))
+        call.add_done_callback(lambda done: _in_loop(loop, partial(self.places.release, done)))
         return asyncio.wrap_future(call, loop=loop)
 
     async def _read_line(self) -> bytes | None:
@@ -399,6 +458,11 @@ async def _send(writer: asyncio.StreamWriter, answer: Params, limit: int) -> Non
     writer.write(text + b"\n")
     async with asyncio.timeout(_SEND_SECONDS):
         await writer.drain()
+
+
+def _forget(served: _Served, account: _Account, task: asyncio.Task[None]) -> None:
+    served.talking.discard(task)
+    account.connections -= 1
 
 
 def _uid_of(connection: socket.socket) -> int:

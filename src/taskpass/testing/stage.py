@@ -138,14 +138,14 @@ class Stage:
             connection.execute("CREATE DATABASE taskpass_store OWNER taskpass_store TEMPLATE template0 ENCODING 'UTF8'")
         return f"postgresql://{server.address('taskpass_store')}", f"taskpass_store:{password}"
 
-    def add_person(self, name: str, group: str) -> Person:
+    def add_person(self, name: str, group: str, *, os_users: tuple[str, ...] = ()) -> Person:
         """What an operator would write into taskpass.toml: one more person, who is then the only one of ``group``."""
         entropy = SystemEntropy()
         secret = reviewer.new_reviewer_secret(entropy)
         key, salt = reviewer.verifier(secret, reviewer.new_salt(entropy))
         people = load(self.directory).people
         groups = {**{g: frozenset(map(str, members)) for g, members in people.groups.items()}, group: frozenset({name})}
-        humans = [*people.humans.values(), Human(HumanId(name), (), key, salt)]
+        humans = [*people.humans.values(), Human(HumanId(name), os_users, key, salt)]
         self._rewrite_people("".join(write.render_human(human) for human in humans) + write.render_groups(groups))
         return Person(name, secret)
 

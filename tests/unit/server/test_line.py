@@ -294,7 +294,7 @@ def test_one_account_that_opens_all_it_may_leaves_connections_to_the_others(serv
             assert third.answer()["error"]["code"] == "too_many_connections"
             assert neighbour.call("a")["id"] == 1
         first.socket.shutdown(socket.SHUT_RDWR)
-        assert peers[0].closed.wait(5)
+        assert peers[0].closed.wait(30)
         with Talk(path) as again:
             assert again.call("a")["id"] == 1
 
@@ -316,7 +316,7 @@ def test_one_account_that_waits_in_every_call_leaves_places_on_the_socket_it_sha
         for talk in (first, second):
             talk.send(b"".join(b'{"id":%d,"method":"wait"}\n' % number for number in range(4)))
         for _ in range(3):
-            assert waiting.acquire(timeout=5)
+            assert waiting.acquire(timeout=30)
         assert neighbour.call("a")["id"] == 1
         assert not waiting.acquire(blocking=False)
         go_on.set()
@@ -341,3 +341,25 @@ def test_a_client_that_sends_and_hangs_up_still_has_its_request_handled(servers,
     with Talk(path) as talk:
         talk.send(b'{"id":1,"method":"release","params":{}}\n')
     assert seen.wait(30)
+
+
+def test_who_is_refused_again_and_again_waits_and_nobody_else_does(servers, path, monkeypatch):
+    """Refusals use the burst of one account up; its next call waits for its pace, and another account's does not."""
+
+    def refuse(method, params, peer):
+        if method == "refuse":
+            raise Denied("no")
+        return {}
+
+    slow = LineServers(servers._loop, servers._executor, calls_per_second=0.001)
+    as_uids(monkeypatch, 7, 8)
+    monkeypatch.setattr(line, "_BURST", 10)
+    slow.add(Line(path, refuse, lambda _: FakePeer()))
+    with Talk(path) as hostile, Talk(path) as neighbour:
+        for number in range(2):
+            assert hostile.call("refuse", number)["error"]["code"] == "denied"
+        hostile.socket.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            hostile.call("a")
+        assert neighbour.call("a")["id"] == 1
+    slow.remove(path)
