@@ -100,6 +100,7 @@ class PostgresDatabase:
     ) -> None:
         host = f"[{address.host}]" if ":" in address.host else address.host
         self.place = f"postgresql://{host}:{address.port}/{address.database}"
+        self._address, self._authority, self._credential = address, authority, credential
         self._connect = partial(_connect, address, credential, authority, timeout, reading)
         self._patience = Patience()
         self._listener: Listener | None = None
@@ -120,7 +121,14 @@ class PostgresDatabase:
     def _open(self) -> psycopg.Connection[Any]:
         if self._patience.resting():
             raise postgres_errors.unavailable("store_down")
-        return self._patience.connecting(self._connect)
+        try:
+            return self._patience.connecting(self._connect)
+        except psycopg.OperationalError as error:
+            # A server that hung is not asked once more.
+            if error.sqlstate or self._patience.resting():
+                raise
+            code = postgres_errors.refused_login(self._address, self._authority, self._credential())
+            raise postgres_errors.unavailable(code) from None
 
     def meaning(self, error: Exception) -> TaskpassError:
         return postgres_errors.meaning(error)

@@ -5,15 +5,21 @@ Not for: words of the server. They may quote values and are never passed on, but
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 import psycopg
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from taskpass.config.credentials import Credential
 from taskpass.core.errors import Conflict, IllegalTransition, Internal, InvalidInput, StoreUnavailable, TaskpassError
+from taskpass.core.secret import Secret
 from taskpass.store import rules
 from taskpass.store.seal import moved
+from taskpass.wire.postgres.address import Address
+from taskpass.wire.postgres.dial import dial
+from taskpass.wire.postgres.login import Login, Ready, Refused
 
 _MEANING: dict[str, tuple[str, str]] = {
     "store_down": (
@@ -57,6 +63,7 @@ _STATES: dict[str, str] = {
 }
 _CLASSES: dict[str, str] = {"08": "store_down", "28": "store_login", "57": "store_down", "XX": "store_unavailable"}
 _DAMAGED = ("XX001", "XX002")
+_DIAL_SECONDS = 5.0
 
 
 def unavailable(code: str) -> StoreUnavailable:
@@ -73,27 +80,35 @@ def meaning(error: Exception) -> TaskpassError:
         # The driver itself: a value that it cannot send, or a server that it cannot reach.
         if isinstance(cause, psycopg.DataError):
             return InvalidInput("a value cannot be stored")
-        return unavailable(_of_words(cause) if isinstance(cause, psycopg.OperationalError) else "store_unavailable")
+        return unavailable("store_down" if isinstance(cause, psycopg.OperationalError) else "store_unavailable")
     if state.startswith("22"):
         return InvalidInput("a value cannot be stored")
     if state.startswith("23"):
         return _constraint(state, cause)
+    return unavailable(code_of_state(state))
+
+
+def code_of_state(state: str) -> str:
+    """Our code for a SQLSTATE that is neither a value's nor a constraint's fault."""
     if state in _DAMAGED:
-        return unavailable("store_corrupt")
-    return unavailable(_STATES.get(state) or _CLASSES.get(state[:2], "store_unavailable"))
+        return "store_corrupt"
+    return _STATES.get(state) or _CLASSES.get(state[:2], "store_unavailable")
 
 
-def _of_words(error: psycopg.OperationalError) -> str:
-    """While connecting, libpq passes on the server's words and not its code.
-
-    A server that speaks another language is said to be down, with a hint that names the login too; nothing else hangs
-    on the difference.
+def refused_login(address: Address, authority: str, login: Credential) -> str:
+    """Our code for why connecting failed. libpq then passes on the server's words and not its code, and the
+    words are in the server's language; so the server is asked once more, on the wire.
     """
-    words = str(error).lower()
-    if "password authentication failed" in words or "no pg_hba.conf entry" in words:
-        return "store_login"
-    full = ("too many clients", "remaining connection slots", "too many connections")
-    return "store_connections" if any(text in words for text in full) else "store_down"
+    secret = login.password or Secret("")
+    asked = Login(user=login.user, database=address.database, secret=secret, nonce=secrets.token_urlsafe(18))
+    try:
+        answer = dial(address, authority, asked, seconds=_DIAL_SECONDS)
+    except (OSError, ValueError):
+        return "store_down"
+    if isinstance(answer, Refused):
+        return code_of_state(answer.sqlstate)
+    # Whoever is let in now, without a password or otherwise than by SCRAM, is not connected by us.
+    return "store_down" if isinstance(answer, Ready) and answer.sasl else "store_login"
 
 
 def _constraint(state: str, cause: psycopg.Error) -> TaskpassError:

@@ -8,17 +8,21 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from taskpass.core.errors import NotProven, TargetUnavailable, TargetUnfit, TaskpassError
+from taskpass.config.credentials import Credential
+from taskpass.core.errors import NotProven, StoreUnavailable, TargetUnavailable, TargetUnfit, TaskpassError
 from taskpass.core.manifest import keep_all, narrow
 from taskpass.core.scope import VERBS_OF_LEVEL, Level, Scope
 from taskpass.core.secret import Secret
 from taskpass.issuers.postgres import enrol, kit, scram
 from taskpass.issuers.postgres.kit import Writing
+from taskpass.store.open import Access
 from taskpass.testing import postgres
 from taskpass.testing.postgres import EmbeddedServer, available
 from tests.conftest import Database
 from tests.integration.postgres.enrolled import ENTROPY, TABLES, Broker, outcome, until
 from tests.missing import missing
+from tests.postgres_stores import OWNER as STORE_OWNER
+from tests.postgres_stores import StoreServer
 
 pytestmark = pytest.mark.service
 
@@ -377,3 +381,26 @@ def test_why_a_login_failed_is_known_in_any_language(in_german, changes, code):
     with pytest.raises(TaskpassError) as caught, enrol.connected(login, ENTROPY):
         pass
     assert caught.value.code == code
+
+
+def test_why_a_store_cannot_be_opened_is_known_in_any_language(german, tmp_path):
+    place = StoreServer(german, tmp_path).fresh()
+    wrong = Access(lambda: Credential(STORE_OWNER, Secret("canary-4711")))
+    try:
+        assert why(lambda: place.open(access=wrong)) == "store_login"
+        assert why(lambda: place.open(url=place.url + "_else")) == "store_missing"
+        with german.connect() as admin:
+            admin.execute(f"ALTER ROLE {STORE_OWNER} CONNECTION LIMIT 0")
+        assert why(place.open) == "store_connections"
+        with german.connect() as admin:
+            admin.execute(f"ALTER ROLE {STORE_OWNER} NOLOGIN")
+        assert why(place.open) == "store_login"
+    finally:
+        place.drop()
+
+
+def why(opened):
+    with pytest.raises(StoreUnavailable) as caught:
+        opened()
+    assert "canary" not in f"{caught.value.message} {caught.value.hint}"
+    return caught.value.code

@@ -28,6 +28,7 @@ from taskpass.issuers.postgres import kit, managed, preflight, probe, scram
 from taskpass.issuers.postgres.connection import BrokerLogin, Connections
 from taskpass.issuers.postgres.issuer import PostgresIssuer
 from taskpass.issuers.postgres.own_login import OwnLogin
+from taskpass.wire.postgres.dial import NoTls
 from taskpass.wire.postgres.login import Refused
 
 Connection = psycopg.Connection[Any]
@@ -140,7 +141,7 @@ def _why(login: Login, entropy: Entropy) -> TargetUnavailable | TargetUnfit:
         outcome = probe.converse(
             probe.Place(login.address, login.ca), login.user, login.password or Secret(""), entropy
         )
-    except (ssl.SSLError, probe.NoTls):
+    except (ssl.SSLError, NoTls):
         return TargetUnfit(
             "the server's certificate cannot be verified, or it speaks no TLS",
             hint="name the authority's file: sslrootcert=/path/ca.pem; TLS is always verified in full",

@@ -10,18 +10,16 @@ Not for getting a session: every connection made here is closed at once.
 from __future__ import annotations
 
 import base64
-import socket
 import ssl
-import time
 from dataclasses import dataclass
 
 from taskpass.core.clock import Entropy
 from taskpass.core.errors import NotProven, TargetUnavailable, TargetUnfit
 from taskpass.core.ids import RoleName
 from taskpass.core.secret import Secret
-from taskpass.wire.postgres.address import Address, parse_address
-from taskpass.wire.postgres.login import Broken, Login, Outcome, Ready, Refused
-from taskpass.wire.postgres.messages import ssl_request
+from taskpass.wire.postgres.address import parse_address
+from taskpass.wire.postgres.dial import dial
+from taskpass.wire.postgres.login import Login, Outcome, Ready, Refused
 
 PROOF = "AuthenticationOk,28000"
 _SECONDS = 10.0
@@ -43,10 +41,6 @@ def attempt(place: Place, role: RoleName, secret: Secret, entropy: Entropy) -> O
         raise TargetUnavailable("the server to prove it on does not answer") from None
 
 
-class NoTls(OSError):
-    """The server does not offer TLS where it is asked for."""
-
-
 def converse(place: Place, role: str, secret: Secret, entropy: Entropy) -> Outcome:
     """One login of any role. Raises ``OSError`` if nobody answers, ``NoTls`` or ``ssl.SSLError`` for no trusted TLS."""
     address = parse_address(place.address)
@@ -57,8 +51,7 @@ def converse(place: Place, role: str, secret: Secret, entropy: Entropy) -> Outco
         nonce=base64.b64encode(entropy.bytes(18)).decode(),
         parameters={"application_name": "taskpass"},
     )
-    with _connect(address, place.ca) as stream:
-        return _drive(login, stream)
+    return dial(address, place.ca, login, seconds=_SECONDS)
 
 
 def prove_refused(place: Place, role: RoleName, secret: Secret, entropy: Entropy) -> str:
@@ -101,44 +94,6 @@ def control(place: Place, live: RoleName, secret: Secret, wrong: Secret, entropy
             hint='replace "trust", "peer" or "password" by "scram-sha-256" in the line of pg_hba.conf that applies',
             code="probe_control",
         )
-
-
-def _connect(address: Address, ca: str) -> socket.socket:
-    if address.socket_path:
-        stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    else:
-        stream = socket.create_connection((address.host, address.port), timeout=_SECONDS)
-    try:
-        stream.settimeout(_SECONDS)
-        if address.socket_path:
-            stream.connect(address.socket_path)
-        return _secure(stream, address.host, ca) if ca and not address.socket_path else stream
-    except BaseException:
-        stream.close()
-        raise
-
-
-def _secure(stream: socket.socket, host: str, ca: str) -> socket.socket:
-    stream.sendall(ssl_request())
-    if stream.recv(1) != b"S":
-        raise NoTls("the server offers no TLS")
-    context = ssl.create_default_context(cafile=None if ca == "system" else ca)
-    return context.wrap_socket(stream, server_hostname=host)
-
-
-def _drive(login: Login, stream: socket.socket) -> Outcome:
-    # The deadline is for the whole login: a server that sends byte by byte must not hold the closing up.
-    deadline = time.monotonic() + _SECONDS
-    stream.sendall(login.start())
-    while login.outcome is None:
-        stream.settimeout(max(0.001, deadline - time.monotonic()))
-        data = stream.recv(16384)
-        if not data:
-            login.eof()
-            break
-        if reply := login.feed(data):
-            stream.sendall(reply)
-    return login.outcome or Broken("no answer")
 
 
 def unproven(outcome: Outcome) -> NotProven:
