@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import tempfile
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -315,6 +318,51 @@ def test_a_server_that_restarts_in_between_is_served_on(crowded, small):
     assert changed(crowded) == {}
     assert not crowded.refused(made)
     assert closed(crowded, made).answer == PROOF
+
+
+@pytest.fixture
+def on_a_small_disk(tmp_path):
+    """A database on a server whose disk is 64 MiB, and that disk."""
+    if 16 not in available():
+        missing("PostgreSQL 16 is not installed")
+    disk = Path(tempfile.mkdtemp(prefix="tp-disk-", dir="/tmp"))
+    disk.chmod(0o755)
+    words = ["mount", "-t", "tmpfs", "-o", "size=96m,mode=0755", "tmpfs", str(disk)]
+    if subprocess.run(words, capture_output=True, check=False).returncode:
+        disk.rmdir()
+        pytest.skip("this machine does not let us mount")
+    try:
+        with EmbeddedServer(16, directory=disk / "server", options={"max_wal_size": "32MB"}, durable=False) as server:
+            with server.connect() as admin:
+                admin.execute("CREATE DATABASE small STRATEGY file_copy")
+            place = Database(server, "small")
+            place.execute(*TABLES)
+            yield Broker(place), disk
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)
+        disk.rmdir()
+
+
+def test_a_server_whose_disk_is_full_makes_nothing_and_closes_when_there_is_room(on_a_small_disk):
+    broker, disk = on_a_small_disk
+    order = broker.order()
+    broker.issuer.inventory()
+    with contextlib.suppress(OSError), (disk / "filler").open("wb") as filler:
+        while True:
+            filler.write(b"x" * 65536)
+    with pytest.raises(TargetUnavailable) as caught:
+        broker.issuer.create(order.order)
+    assert "53100" in caught.value.message
+    assert broker.issuer.inventory().own == ()
+    (disk / "filler").unlink()
+    made = broker.live()
+    with contextlib.suppress(OSError), (disk / "filler").open("wb") as filler:
+        while True:
+            filler.write(b"x" * 65536)
+    quietly(lambda: broker.issuer.close(made.role, audit_head=""))
+    (disk / "filler").unlink()
+    assert closed(broker, made).answer == PROOF
+    broker.issuer.close_connections()
 
 
 # ---- a server that speaks another language ----

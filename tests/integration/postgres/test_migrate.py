@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 import pytest
 
 from taskpass.core.aftermath import Ran
-from taskpass.core.errors import TargetUnfit
+from taskpass.core.errors import ManifestChanged, TargetUnfit
 from taskpass.core.scope import Level, Scope
 from taskpass.core.widening import remaining, widened
 from tests.conftest import Database
-from tests.integration.postgres.enrolled import Broker
+from tests.integration.postgres.enrolled import Broker, outcome
+from tests.integration.postgres.test_hostile_world import NAME
+from tests.integration.postgres.test_kit import HOSTILE_HEADS, HOSTILE_LEASES, HOSTILE_VERIFIERS, verifier
 
 pytestmark = pytest.mark.service
 
@@ -273,3 +275,71 @@ def test_a_door_that_a_file_leaves_open_is_named_until_it_is_closed(standing, do
     now = standing.broker.issuer.snapshot()
     assert remaining(found, now) == ()
     assert widened(before, now) == ()
+
+
+# ---- what the kit is asked, and what a DBA does meanwhile ----
+
+
+def test_nothing_hostile_is_taken_for_an_owner_a_lease_or_a_lifetime(shop):
+    broker, database = shop.broker, shop.broker.database
+    connection, oid = broker.connect(), database.fetch("SELECT oid FROM pg_roles WHERE rolname = %s", shop.owner)[0][0]
+    good = (broker.new_lease(), oid, verifier(), 60, 5, "")
+    roles = {name: number for name, number in database.fetch("SELECT rolname::text, oid FROM pg_roles")}
+    other = [roles[name] for name in ("taskpass_kit", "pg_read_all_data", "postgres", shop.app, broker.login)]
+    wrong = {
+        0: HOSTILE_LEASES,
+        1: [None, 0, 1, 4294967295, *other],
+        2: HOSTILE_VERIFIERS,
+        3: [None, 0, -1, 2147483647],
+        4: [None, 0, -1, 51, 2147483647],
+        5: HOSTILE_HEADS,
+    }
+    for place, values in wrong.items():
+        for value in values:
+            asked = (*good[:place], value, *good[place + 1 :])
+            found = outcome(
+                lambda a=asked: connection.execute("SELECT taskpass.issue_owner(%s, %s, %s, %s, %s, %s)", a)
+            )
+            assert found in ("TP001", "TP003", "TP007"), (place, value, found)
+    for name in (None, "", "nobody", NAME, "pg_read_all_data", "postgres", 'x" OR true --'):
+        ((judged,),) = connection.execute("SELECT taskpass.judge_owner(%s)", [name]).fetchall()
+        assert judged is not None, name
+    assert database.fetch("SELECT count(*) FROM taskpass.lease") == [(0,)]
+    assert broker.issuer.inventory().own == ()
+
+
+HANDS = {
+    "owner can log in": ("ALTER ROLE {owner} LOGIN", "ALTER ROLE {owner} NOLOGIN"),
+    "owner is privileged": ("ALTER ROLE {owner} CREATEROLE", "ALTER ROLE {owner} NOCREATEROLE"),
+    "owner may become another": ("GRANT pg_read_all_data TO {owner}", "REVOKE pg_read_all_data FROM {owner}"),
+    "consent taken back": ("DELETE FROM taskpass.owner", "INSERT INTO taskpass.owner VALUES ('{owner}', 3600, 5)"),
+    "ceiling lowered": (
+        "UPDATE taskpass.owner SET longest_seconds = 1, most_live = 0",
+        "UPDATE taskpass.owner SET longest_seconds = 3600, most_live = 5",
+    ),
+    "owner renamed": ("ALTER ROLE {owner} RENAME TO {owner}_x", "ALTER ROLE {owner}_x RENAME TO {owner}"),
+}
+
+
+@pytest.mark.parametrize("hand", HANDS)
+def test_whatever_a_dba_changes_about_the_owner_nothing_new_gets_in_and_what_is_there_closes(standing, hand):
+    broker = standing.broker
+    text, undo = (each.format(owner=standing.owner) for each in HANDS[hand])
+    asked, created, live = (standing.order("SELECT 1") for _ in range(3))
+    for made in (created, live):
+        broker.issuer.create(made.order)
+    broker.issuer.enable(live.role, lifetime=60, audit_head="8:sha256:00ff")
+    broker.database.execute(text)
+    try:
+        with pytest.raises((TargetUnfit, ManifestChanged)):
+            broker.issuer.create(asked.order)
+        for made in (created, live):
+            with pytest.raises(TargetUnfit):
+                broker.issuer.enable(made.role, lifetime=60, audit_head="8:sha256:00ff")
+        assert broker.refused(created)
+        for made in (created, live):
+            assert broker.issuer.close(made.role, audit_head="").answer == "AuthenticationOk,28000"
+            assert broker.issuer.clean(made.role)
+        assert broker.issuer.inventory().own == ()
+    finally:
+        broker.database.execute(undo)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+
 import psycopg
 import pytest
 
+from taskpass.broker.rotate_login import Kept, rotate_login
+from taskpass.config.credentials import Credential, read_credential, write_credential
 from taskpass.core.errors import TargetUnavailable
 from taskpass.issuers.postgres import kit, scram
 from taskpass.issuers.postgres.issuer import PostgresIssuer
+from taskpass.testing.broker import make_harness
 from tests.integration.postgres.enrolled import CLOCK, ENTROPY, TABLES, Broker
 
 pytestmark = pytest.mark.service
@@ -24,6 +31,12 @@ def broker(shop):
     made = Broker(shop)
     yield made
     made.forget()
+
+
+@pytest.fixture
+def private_directory(tmp_path):
+    tmp_path.chmod(0o700)
+    return tmp_path
 
 
 class Process:
@@ -131,3 +144,75 @@ def test_a_script_that_a_dba_runs_again_leaves_the_replaced_password_alone(broke
     shop.execute(statement.removeprefix("-- "))
     assert broker.issuer.own_login.accepts(broker.password)
     broker.issuer.close_connections()
+
+
+class DeadlyKept(Kept):
+    """``moment`` is where the process is killed: nothing after it runs, no lock is given back, nothing is written."""
+
+    def write(self, credential):
+        super().write(credential)
+        self.die("both in the file" if credential.next else "the new one alone")
+
+    def die(self, moment):
+        if self.login.moment == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class DeadlyLogin:
+    def __init__(self, login, moment):
+        self.login, self.moment = login, moment
+        self.cluster, self.propose, self.others = login.cluster, login.propose, login.others
+
+    def replace(self, secret):
+        self.login.replace(secret)
+        self.die("replaced")
+
+    def accepts(self, secret):
+        answer = self.login.accepts(secret)
+        self.die("tried")
+        return answer
+
+    def die(self, moment):
+        if self.moment == moment:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def enters(broker, secret):
+    """Whether the password works. The session ends before anybody counts those of other processes."""
+    try:
+        broker.database.connect(broker.login, secret).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("server", [16], indirect=True)
+@pytest.mark.parametrize("moment", ["both in the file", "replaced", "tried", "the new one alone"])
+def test_a_process_killed_while_it_rotates_leaves_a_password_that_works_and_the_next_one_settles_it(
+    broker, private_directory, moment
+):
+    write_credential(private_directory, "shop.cred", Credential(broker.login, broker.password))
+    h = make_harness(private_directory)
+    h.stop()
+
+    def rotate(how):
+        h.start()
+        passwords = list(read_credential(private_directory, {"file": "shop.cred"}).passwords)
+        with Process(broker, passwords, "taskpass a") as issuer:
+            kept = DeadlyKept(private_directory, "shop.cred", ("shop",), DeadlyLogin(issuer.own_login, how))
+            rotate_login(h.broker, kept)
+        h.stop()
+
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            rotate(moment)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    known = read_credential(private_directory, {"file": "shop.cred"}).passwords
+    assert len(known) == (1 if moment == "the new one alone" else 2)
+    assert any(enters(broker, secret) for secret in known)
+    rotate("never")
+    (last,) = read_credential(private_directory, {"file": "shop.cred"}).passwords
+    assert enters(broker, last)
+    assert last.reveal() not in {secret.reveal() for secret in known}
