@@ -277,6 +277,9 @@ def test_a_door_that_a_file_leaves_open_is_named_until_it_is_closed(standing, do
     assert widened(before, now) == ()
 
 
+ISSUE = "SELECT taskpass.issue_owner(%s, %s, %s, %s, %s, %s)"
+
+
 # ---- what the kit is asked, and what a DBA does meanwhile ----
 
 
@@ -284,7 +287,7 @@ def test_nothing_hostile_is_taken_for_an_owner_a_lease_or_a_lifetime(shop):
     broker, database = shop.broker, shop.broker.database
     connection, oid = broker.connect(), database.fetch("SELECT oid FROM pg_roles WHERE rolname = %s", shop.owner)[0][0]
     good = (broker.new_lease(), oid, verifier(), 60, 5, "")
-    roles = {name: number for name, number in database.fetch("SELECT rolname::text, oid FROM pg_roles")}
+    roles = dict(database.fetch("SELECT rolname::text, oid FROM pg_roles"))
     other = [roles[name] for name in ("taskpass_kit", "pg_read_all_data", "postgres", shop.app, broker.login)]
     wrong = {
         0: HOSTILE_LEASES,
@@ -297,9 +300,7 @@ def test_nothing_hostile_is_taken_for_an_owner_a_lease_or_a_lifetime(shop):
     for place, values in wrong.items():
         for value in values:
             asked = (*good[:place], value, *good[place + 1 :])
-            found = outcome(
-                lambda a=asked: connection.execute("SELECT taskpass.issue_owner(%s, %s, %s, %s, %s, %s)", a)
-            )
+            found = outcome(lambda a=asked: connection.execute(ISSUE, a))
             assert found in ("TP001", "TP003", "TP007"), (place, value, found)
     for name in (None, "", "nobody", NAME, "pg_read_all_data", "postgres", 'x" OR true --'):
         ((judged,),) = connection.execute("SELECT taskpass.judge_owner(%s)", [name]).fetchall()
