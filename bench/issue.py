@@ -3,13 +3,15 @@
 *The same steps*: resolve, create, enable through the kit, by the issuer alone. *Bare*: one transaction of an
 administrator who creates a role with a password and grants the same columns. As PostgreSQL does by itself, the password
 is hashed with 4096 iterations; the time with one iteration, which is enough for an endpoint's secret, is printed too.
-The first two in turn, the third after them, within one run.
+The first two in turn, the third after them, within one run. Each comes after a pause, as an access does that somebody
+asks for: right after another one of its kind it would find everything in the processor's caches.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Callable
 from functools import partial
 
 from bench.common import RESOURCE, Figures, median, milliseconds, percentile, stage
@@ -25,6 +27,8 @@ from taskpass.runtime.system import SystemClock, SystemEntropy
 from taskpass.testing.stage import Stage
 
 ROUNDS = 25
+PAUSE = 0.1
+"""Seconds before each measurement."""
 
 
 def run(figures: Figures) -> None:
@@ -35,14 +39,14 @@ def run(figures: Figures) -> None:
         times: dict[str, list[float]] = {"whole": [], "steps": [], "bare": []}
         for _ in range(ROUNDS):
             held: list[str] = []
-            times["whole"].append(milliseconds(partial(_through_the_broker, client, task, held)))
-            times["steps"].append(milliseconds(alone.run))
+            times["whole"].append(_after_a_pause(partial(_through_the_broker, client, task, held)))
+            times["steps"].append(_after_a_pause(alone.run))
             alone.take_back()
             client.call("release", {"lease": held[0]})
             _come_to_rest(place, held[0])
         # Apart, because granting on a schema makes every other session of the database plan its statements again.
-        times["bare"] = [milliseconds(partial(bare.run, alone.manifest)) for _ in range(ROUNDS)]
-        once = [milliseconds(partial(bare.run, alone.manifest, hashed=True)) for _ in range(ROUNDS)]
+        times["bare"] = [_after_a_pause(partial(bare.run, alone.manifest)) for _ in range(ROUNDS)]
+        once = [_after_a_pause(partial(bare.run, alone.manifest, hashed=True)) for _ in range(ROUNDS)]
         figures.note(f"bare SQL with a verifier of one iteration instead of a password: p50 {median(once):.1f} ms")
         alone.issuer.close_connections()
     _report(figures, **times)
@@ -52,6 +56,11 @@ def _come_to_rest(place: Stage, lease: str) -> None:
     """Cleaning up after one round is no part of the next one."""
     while place.call("show_lease", lease=lease)["state"] != "cleaned":
         time.sleep(0.05)
+
+
+def _after_a_pause(work: Callable[[], object]) -> float:
+    time.sleep(PAUSE)
+    return milliseconds(work)
 
 
 def _through_the_broker(client: LineClient, task: str, held: list[str]) -> None:

@@ -17,12 +17,13 @@ from taskpass.core.clock import Instant
 from taskpass.core.errors import Internal
 from taskpass.keys.base import Signer
 from taskpass.store.base import Installation
+from taskpass.store.kept import Kept
 from taskpass.store.session import Session
 from taskpass.store.tables import audit, audit_subjects
 
-_HEAD = select(audit.c.seq, audit.c.hash).order_by(audit.c.seq.desc()).limit(1)
-_INSERT = insert(audit)
-_INSERT_SUBJECT = insert(audit_subjects)
+_HEAD = Kept(select(audit.c.seq, audit.c.hash).order_by(audit.c.seq.desc()).limit(1))
+_INSERT = Kept(insert(audit))
+_INSERT_SUBJECT = Kept(insert(audit_subjects))
 _AFTER = select(audit).where(audit.c.seq > bindparam("after")).order_by(audit.c.seq).limit(bindparam("many"))
 _ABOUT = (
     select(audit)

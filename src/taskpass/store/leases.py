@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Select, bindparam, func, or_, select, update
+from sqlalchemy import ColumnElement, bindparam, func, or_, select, update
 
 from taskpass.core.clock import SECOND, Instant
 from taskpass.core.decision import Delivery
@@ -16,6 +16,7 @@ from taskpass.core.errors import IllegalTransition, InvalidInput, NotFound
 from taskpass.core.ids import GrantId, HumanId, LeaseId, TaskId, first_id
 from taskpass.core.lease import LEASE_TABLE, UNENDED, Lease, LeaseEvent, LeaseState, Target
 from taskpass.store import codec, rows
+from taskpass.store.kept import Kept
 from taskpass.store.session import Session
 from taskpass.store.tables import grants, leases, requests, tasks
 
@@ -34,7 +35,7 @@ def _live(
     sponsor: HumanId | None,
     resource: str | None = None,
     delivery: Delivery | None = None,
-) -> tuple[Select[Any], dict[str, str]]:
+) -> tuple[Kept, dict[str, str]]:
     """The statement for ``what`` of the live leases of a task, a sponsor, a resource, a delivery, and its values."""
     given = {"task": task, "sponsor": sponsor, "resource": resource, "delivery": delivery and delivery.value}
     values = {name: value for name, value in given.items() if value is not None}
@@ -42,7 +43,7 @@ def _live(
 
 
 @cache
-def _live_of(what: Aggregate, names: tuple[str, ...]) -> Select[Any]:
+def _live_of(what: Aggregate, names: tuple[str, ...]) -> Kept:
     """Kept, because building a statement takes longer than running it."""
     places = {
         "task": leases.c.task,
@@ -54,10 +55,10 @@ def _live_of(what: Aggregate, names: tuple[str, ...]) -> Select[Any]:
     joined = select(asked.label("found")).select_from(leases.join(tasks, leases.c.task == tasks.c.id))
     # Not IN: the library writes such a list into the statement anew each time.
     wanted = joined.where(or_(*(leases.c.state == state for state in sorted(state.value for state in UNENDED))))
-    return wanted.where(*(places[name] == bindparam(name) for name in names))
+    return Kept(wanted.where(*(places[name] == bindparam(name) for name in names)))
 
 
-_UNPROVEN = (
+_UNPROVEN = Kept(
     select(leases)
     .where(leases.c.state == LeaseState.CLOSING.value, leases.c.attempts > 0)
     .order_by(leases.c.created_at.desc(), leases.c.id.desc())
@@ -65,7 +66,7 @@ _UNPROVEN = (
 )
 _ACTIVE = leases.c.state == LeaseState.ACTIVE.value
 _ASKED = leases.join(grants, leases.c.grant == grants.c.id).join(requests, grants.c.request == requests.c.id)
-_RENEWABLE = (
+_RENEWABLE = Kept(
     select(leases)
     .select_from(_ASKED)
     .where(
@@ -79,7 +80,7 @@ _RENEWABLE = (
     )
     .order_by(leases.c.expires_at, leases.c.id)
 )
-_ALIKE = (
+_ALIKE = Kept(
     select(leases.c.id, leases.c.target, leases.c.manifest_digest, requests.c.scope)
     .select_from(_ASKED)
     .where(_ACTIVE)
@@ -87,7 +88,7 @@ _ALIKE = (
 )
 
 
-_RIGHTS = (
+_RIGHTS = Kept(
     select(leases.c.manifest_digest.label("digest"), func.min(leases.c.created_at).label("first"))
     .select_from(leases.join(tasks, leases.c.task == tasks.c.id))
     # By id as well: ids sort by time and have an index.

@@ -16,6 +16,7 @@ from taskpass.core.clock import Instant
 from taskpass.core.ids import HumanId, RequestId, TaskId, first_id
 from taskpass.core.request import REQUEST_TABLE, AccessRequest, RequestEvent, RequestState
 from taskpass.store import codec, rows
+from taskpass.store.kept import Kept
 from taskpass.store.session import Session
 from taskpass.store.tables import requests, tasks
 
@@ -62,7 +63,7 @@ def _used() -> Select[*tuple[Any, ...]]:
     return wanted.where(requests.c.id >= bindparam("first"), requests.c.created_at >= bindparam("since"), *_party())
 
 
-_USED = _used()
+_USED = Kept(_used())
 
 
 class SqlRequests:

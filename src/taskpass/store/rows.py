@@ -7,10 +7,11 @@ from enum import StrEnum
 from functools import cache
 from typing import Any, TypeVar, cast
 
-from sqlalchemy import BindParameter, Column, Insert, Select, Table, Update, bindparam, insert, select, update
+from sqlalchemy import BindParameter, Column, Select, Table, bindparam, insert, select, update
 
 from taskpass.core import machine
 from taskpass.core.errors import Conflict, InvalidInput, NotFound
+from taskpass.store.kept import Kept
 from taskpass.store.session import Row, Session
 
 S = TypeVar("S", bound=StrEnum)
@@ -30,12 +31,17 @@ def get(session: Session, table: Table, key: str, what: str) -> Row:
 
 
 @cache
-def _insert(table: Table) -> Insert:
-    return insert(table)
+def _insert(table: Table) -> Kept:
+    """The caller gives all columns, always the same."""
+    return Kept(insert(table))
 
 
 @cache
-def _by_id(table: Table) -> Select[Any]:
+def _by_id(table: Table) -> Kept:
+    return Kept(_select(table))
+
+
+def _select(table: Table) -> Select[Any]:
     return select(table).where(table.c.id == bindparam("key"))
 
 
@@ -45,7 +51,7 @@ ALL = 2**62
 
 def newest_first(
     table: Table, age: Column[Any], filters: Mapping[str, object], limit: int | None
-) -> tuple[Select[Any], dict[str, Any]]:
+) -> tuple[Select[Any] | Kept, dict[str, Any]]:
     """A statement for the rows whose columns equal ``filters`` (None: any; a list: one of them), and its values."""
     values = {name: _single(value) for name, value in filters.items() if value is not None}
     shape = tuple(sorted((name, isinstance(value, list)) for name, value in values.items()))
@@ -60,20 +66,20 @@ def _single(value: object) -> object:
 
 
 @cache
-def _newest_first(table: Table, age: str, shape: tuple[tuple[str, bool], ...]) -> Select[Any]:
+def _newest_first(table: Table, age: str, shape: tuple[tuple[str, bool], ...]) -> Select[Any] | Kept:
     """Kept, because building a statement takes longer than running it."""
     wanted = select(table).order_by(table.c[age].desc(), table.c.id.desc()).limit(bindparam("many"))
     for name, several in shape:
         column: Column[Any] = table.c[name]
         value: BindParameter[Any] = bindparam(name, expanding=several)
         wanted = wanted.where(column.in_(value) if several else column == value)
-    return wanted
+    return wanted if any(several for _, several in shape) else Kept(wanted)
 
 
 @cache
-def _for_update(table: Table) -> Select[Any]:
+def _for_update(table: Table) -> Kept:
     """FOR UPDATE is no word of SQLite, where the whole database is locked already; other engines lock the row."""
-    return _by_id(table).with_for_update()
+    return Kept(_select(table).with_for_update())
 
 
 def get_to_move(session: Session, table: Table, key: str, what: str) -> Row:
@@ -143,12 +149,12 @@ def _states(table: Table) -> Select[*tuple[Any, ...]]:
 
 
 @cache
-def _move(table: Table, fields: tuple[str, ...]) -> Update:
+def _move(table: Table, fields: tuple[str, ...]) -> Kept:
     """The compare-and-set that sets ``state`` and ``fields``. Kept,
     because building it takes longer than running it.
     """
     unmoved = update(table).where(table.c.id == bindparam("old_id"), table.c.state == bindparam("old_state"))
-    return unmoved.values({name: bindparam(f"new_{name}") for name in ("state", *fields)})
+    return Kept(unmoved.values({name: bindparam(f"new_{name}") for name in ("state", *fields)}))
 
 
 def allowed(changes: Mapping[str, Any], fields: frozenset[str], what: str) -> None:

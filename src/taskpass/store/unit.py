@@ -21,6 +21,7 @@ from taskpass.store.audit import SqlAudit
 from taskpass.store.base import Installation
 from taskpass.store.database import Database, translated
 from taskpass.store.grants import SqlGrants
+from taskpass.store.kept import Kept
 from taskpass.store.leases import SqlLeases
 from taskpass.store.owners import SqlOwners
 from taskpass.store.requests import SqlRequests
@@ -35,8 +36,8 @@ RESERVED = 8
 """Connections of a bounded pool that only threads of the reserved lane take."""
 
 
-_INSTALLATION = select(installation)
-_SEE_TIME = (
+_INSTALLATION = Kept(select(installation))
+_SEE_TIME = Kept(
     update(installation).where(installation.c.latest_seen < bindparam("now")).values(latest_seen=bindparam("now"))
 )
 

@@ -20,6 +20,7 @@ from taskpass.core.audit import GENESIS
 from taskpass.core.errors import Internal, StoreUnavailable, TaskpassError
 from taskpass.core.lease import LeaseEvent
 from taskpass.keys.ed25519 import PublicKeys
+from taskpass.store.kept import Kept
 from taskpass.store.open import open_reader
 from taskpass.store.reserve import Reserve
 from taskpass.testing.suites.records import NOW, Records, event
@@ -210,13 +211,16 @@ class Injected:
         self.store = store
         hook.listen(store.database.engine, "before_cursor_execute", self.statement)
         hook.listen(store.database.engine, "commit", self.commit)
+        # What goes straight to the driver passes no event of the library.
+        self.kept = Kept.run
+        Kept.run = lambda kept, connection, values: (self.statement(), self.kept(kept, connection, values))[1]
 
     def fail(self):
         error = sqlite3.OperationalError("injected")
         error.sqlite_errorcode = sqlite3.SQLITE_FULL
         raise error
 
-    def statement(self, connection, cursor, statement, *rest):
+    def statement(self, *_):
         self.left -= 1
         if self.left == 0:
             self.fail()
@@ -229,6 +233,7 @@ class Injected:
     def remove(self):
         hook.remove(self.store.database.engine, "before_cursor_execute", self.statement)
         hook.remove(self.store.database.engine, "commit", self.commit)
+        Kept.run = self.kept
 
 
 def everything(store, records):

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
@@ -98,24 +98,27 @@ class _Snapshot:
         return found
 
 
-def resolve(connection: Connection, scope: Scope, *, refuse_public: bool = True) -> Manifest:
+def resolve(
+    connection: Connection, scope: Scope, openings: Callable[[Connection], Sequence[Opening]] | None = None
+) -> Manifest:
     """The manifest that ``scope`` means in the connected database now; the same catalogue gives the same digest.
 
-    ``refuse_public`` False leaves out what PUBLIC may do besides, which is no part of a manifest: for the granting
-    transaction, which reads back what the account can read, PUBLIC's grants included. Raises ``TargetUnfit`` if
-    PUBLIC may do something there that every lease would inherit, or if the catalogue cannot be read;
-    ``TargetUnavailable`` if the server does not answer.
+    ``openings`` gives what PUBLIC may do besides, which is no part of a manifest; None reads it here. The granting
+    transaction gives ``none_asked``: it reads back what the account can read, PUBLIC's grants included.
+
+    Raises ``TargetUnfit`` if PUBLIC may do something there that every lease would inherit, or if the catalogue cannot
+    be read; ``TargetUnavailable`` if the server does not answer.
     """
     with driver_errors("reading the catalogue"):
         snapshot = _read(connection)
         choice = _choose(snapshot, scope)
         columns = _columns(connection, choice.granted)
         effects = _effects(connection) if choice.granted and scope.verbs & WRITE_VERBS else None
-        openings = _openings(connection) if refuse_public else []
+        public = (openings or read_openings)(connection)
     objects, without_columns = _objects(snapshot, scope, choice.granted, columns)
     if effects:
         objects = _with_effects(snapshot, scope, objects, effects)
-    _refuse(relevant_openings(openings, snapshot.open_schemas | {item.schema for item in objects}))
+    _refuse(relevant_openings(public, snapshot.open_schemas | {item.schema for item in objects}))
     limited = _limited(snapshot, scope, objects)
     if limited:
         with driver_errors("reading the policies of row security"):
@@ -150,7 +153,7 @@ def public_openings(connection: Connection, kit_schemas: Iterable[str] = ()) -> 
     Errors as ``resolve``.
     """
     with driver_errors("reading what PUBLIC may do"):
-        openings, now = _openings(connection), _read(connection).open_schemas
+        openings, now = read_openings(connection), _read(connection).open_schemas
     usable = relevant_openings(openings, now)
     return usable, [o for o in relevant_openings(openings, frozenset(kit_schemas)) if o not in usable]
 
@@ -199,7 +202,13 @@ def _read(connection: Connection) -> _Snapshot:
     )
 
 
-def _openings(connection: Connection) -> list[Opening]:
+def none_asked(_: Connection) -> Sequence[Opening]:
+    """For ``resolve`` where what PUBLIC may do is found in another way."""
+    return ()
+
+
+def read_openings(connection: Connection) -> list[Opening]:
+    """What PUBLIC may do that no lease may inherit. Driver errors come through, as with ``fetch``."""
     return [Opening(*row) for row in fetch(connection, query("public_reach"))]
 
 

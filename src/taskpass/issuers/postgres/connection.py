@@ -7,6 +7,7 @@ the leases' logins: those are the endpoint's and the probe's.
 from __future__ import annotations
 
 import contextlib
+import logging
 import select
 import threading
 import time
@@ -22,11 +23,14 @@ from taskpass.wire.postgres.address import parse_address
 
 Connection = psycopg.Connection[Any]
 
-KEPT = 4
-"""Idle connections that are kept per node."""
+# The driver warns that closing after an error met an error too, and prints the login. The first error is what is told.
+logging.getLogger("psycopg").setLevel(logging.ERROR)
 
 AT_ONCE = 8
 """Connections per node. An issuer has two sets, one of them for taking back, and the kit allows a broker 20."""
+
+KEPT_SECONDS = 60.0
+"""How long one that is not used stays open, as long as others are used."""
 
 _TURN_SECONDS = 20.0
 _TRUSTED_SECONDS = 5.0
@@ -132,9 +136,23 @@ class Connections:
         After any error it is not used again, so nothing of what was done on it can leak into another use.
         """
         node = address or self._target.address
-        turn = self._turns[node]
-        if not turn.acquire(timeout=_TURN_SECONDS):
+        if not self._turns[node].acquire(timeout=_TURN_SECONDS):
             raise TargetUnavailable(f"too much is done in {self._target.resource} at once", hint="try again")
+        with self._in_turn(node) as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def use_one_more(self) -> Generator[Connection | None]:
+        """For what runs beside a connection that is in use: None if there is no turn left, so nobody waits for two."""
+        node = self._target.address
+        if not self._turns[node].acquire(blocking=False):
+            yield None
+            return
+        with self._in_turn(node) as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def _in_turn(self, node: str) -> Generator[Connection]:
         try:
             connection = self._take(node) or self._connect(node)
             try:
@@ -144,7 +162,7 @@ class Connections:
                 raise
             self._give_back(node, connection)
         finally:
-            turn.release()
+            self._turns[node].release()
 
     @contextlib.contextmanager
     def fresh(self) -> Generator[Connection]:
@@ -153,12 +171,15 @@ class Connections:
             yield connection
 
     def _give_back(self, node: str, connection: Connection) -> None:
+        now = time.monotonic()
         with self._lock:
             idle = self._idle.setdefault(node, [])
-            if len(idle) < KEPT and not connection.closed:
-                idle.append((connection, time.monotonic()))
-                return
-        connection.close()
+            # The one that was used last is used first, so those that are not needed any more are the first ones.
+            unused = [idle.pop(0) for since in [since for _, since in idle] if now - since > KEPT_SECONDS]
+            if not connection.closed:
+                idle.append((connection, now))
+        for each, _ in unused:
+            each.close()
 
     def close(self) -> None:
         with self._lock:

@@ -7,9 +7,11 @@ driver's timeouts and by ``close.PATIENCE``.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import TypeVar
 
@@ -45,6 +47,7 @@ from taskpass.issuers.postgres import catalogue, kit, migrate, nodes, preflight,
 from taskpass.issuers.postgres.close import Closing
 from taskpass.issuers.postgres.close_many import BulkClosing
 from taskpass.issuers.postgres.connection import (
+    AT_ONCE,
     MET_ANOTHER,
     BrokerLogin,
     Connection,
@@ -109,6 +112,7 @@ class PostgresIssuer:
         self.own_login = OwnLogin(self._connections, target, login.user, entropy)
         # Until the first look nobody knows.
         self._unlisted: int | None = None
+        self._aside = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="catalogue")
         self._settings = kit.Settings(watched=False, temp_files=False)
 
     @property
@@ -155,7 +159,16 @@ class PostgresIssuer:
         with self._connections.use() as connection:
             if scope.level is Level.MIGRATE:
                 return migrate.resolve(connection, scope)
-            return catalogue.resolve(connection, scope)
+            public = self._aside.submit(self._read_openings)
+            try:
+                return catalogue.resolve(connection, scope, lambda own: _first(public.result(), own))
+            finally:
+                wait([public])
+
+    def _read_openings(self) -> Sequence[catalogue.Opening] | None:
+        """On a connection of its own, because it takes as long as all the rest; None if there is none to be had."""
+        with contextlib.suppress(TargetUnavailable), self._connections.use_one_more() as connection:
+            return None if connection is None else catalogue.read_openings(connection)
 
     def estimate_rows(self, manifest: Manifest) -> dict[int, int]:
         with self._connections.use() as connection:
@@ -230,8 +243,8 @@ class PostgresIssuer:
         warnings: list[str] = []
         with self._connections.use() as connection, driver_errors("making the account"):
             heard = _listen(connection, warnings)
-            with connection.transaction():
-                connection.execute(
+            with connection.pipeline(), connection.transaction():
+                made = connection.execute(
                     "SELECT taskpass.issue(%s, %s::jsonb, %s, %s, %s, %s)",
                     [
                         order.lease,
@@ -243,17 +256,20 @@ class PostgresIssuer:
                     ],
                 )
                 if order.limits != Limits() or order.scope.tenant:
-                    connection.execute("SELECT taskpass.bind(%s, %s::jsonb, %s)", _binding(order))
+                    made = connection.execute("SELECT taskpass.bind(%s, %s::jsonb, %s)", _binding(order))
+                held = rights.ask(connection, order.role)
+                # Nothing was waited for until here, and the server reads the rights while this goes on.
+                made.fetchone()
                 if warnings:
                     raise TargetUnfit("the target warned while granting, so not all was granted", code="kit_grant")
-                self._compare(connection, order)
+                self._compare(connection, order, held)
             connection.remove_notice_handler(heard)
 
-    def _compare(self, connection: Connection, order: Order) -> None:
-        now = catalogue.resolve(connection, order.scope, refuse_public=False)
+    def _compare(self, connection: Connection, order: Order, held: Callable[[], rights.Rights]) -> None:
+        now = catalogue.resolve(connection, order.scope, catalogue.none_asked)
         if now.digest() != order.asked or not is_within(order.manifest, accept(now, order.manifest.accepted)):
             raise ManifestChanged("the database changed since this was decided", hint="ask again")
-        if rights.read(connection, order.role) != rights_of(order.manifest):
+        if held() != rights_of(order.manifest):
             raise TargetUnfit(
                 "the account could do something else than was decided",
                 hint="something is granted to PUBLIC: taskpass doctor names it",
@@ -441,6 +457,10 @@ SELECT r.rolname::text, r.rolcanlogin, (SELECT count(*) FROM pg_stat_activity a 
 _STATE = """
 SELECT s.epoch, s.audit_seq, (extract(epoch FROM clock_timestamp()) * 1000)::bigint FROM taskpass.seen() s
 """
+
+
+def _first(found: Sequence[catalogue.Opening] | None, own: Connection) -> Sequence[catalogue.Opening]:
+    return catalogue.read_openings(own) if found is None else found
 
 
 def _wanted(manifest: Manifest) -> str:

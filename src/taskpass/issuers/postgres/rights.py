@@ -6,6 +6,7 @@ login (its own catalogues, functions): that is ``public_reach``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
@@ -16,12 +17,20 @@ from taskpass.issuers.postgres.connection import driver_errors
 
 def read(connection: psycopg.Connection[Any], role: str) -> Rights:
     """Every right of ``role`` on relations and sequences that are not the system's. Raises as ``driver_errors``."""
+    with driver_errors("reading the rights back"):
+        return ask(connection, role)()
+
+
+def ask(connection: psycopg.Connection[Any], role: str) -> Callable[[], Rights]:
+    """As ``read``, in two steps, of which in a pipeline only the second one waits for the server.
+
+    Driver errors come through in both: in a pipeline they may be those of an earlier statement.
+    """
     # MAINTAIN exists since 17, and has_table_privilege refuses words that it does not know.
     query = _RIGHTS.replace("{maintain}", ", ('MAINTAIN')" if connection.info.server_version >= 170000 else "")
-    with driver_errors("reading the rights back"):
-        # Prepared, because planning takes longer than running and every lease asks.
-        rows = connection.execute(query.encode(), [role], prepare=True).fetchall()
-    return {(oid, verb): frozenset(columns) for oid, verb, columns in rows}
+    # Prepared, because planning takes longer than running and every lease asks.
+    cursor = connection.execute(query.encode(), [role], prepare=True)
+    return lambda: {(oid, verb): frozenset(columns) for oid, verb, columns in cursor.fetchall()}
 
 
 _RIGHTS = """
