@@ -231,6 +231,8 @@ def grant_of(row: Row) -> Grant:
         **row,
         "manifest": _manifest(row["manifest"]),
         "approvals": tuple(json.loads(row["approvals"])),
+        # SQLite knows numbers only.
+        "renewable": bool(row["renewable"]),
     }
     return Grant(**fields)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
 from taskpass.broker.owners import DEAD_AFTER, Owners
@@ -40,8 +38,8 @@ class SharedStore:
     def of(self, subjects):
         return {subject: self.owned[subject] for subject in subjects if subject in self.owned}
 
-    def list(self, *, states):
-        return [SimpleNamespace(id=lease) for lease, state in self.states.items() if state in states]
+    def ids(self, states):
+        return [lease for lease, state in self.states.items() if state in states]
 
 
 class Two:

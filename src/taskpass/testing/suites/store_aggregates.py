@@ -328,6 +328,14 @@ class AggregateSuite(StoreFixtures):
         with store.read() as unit:
             assert sorted(map(sorted, unit.leases.alike())) == sorted([sorted(same), [other.id]])
 
+    def test_whether_a_grant_is_renewable_comes_back_as_it_was(self, store: Store, records: Records) -> None:
+        for renewable in (True, False):
+            with store.write() as unit:
+                grant = records.grant(add_request(unit, records), renewable=renewable)
+                unit.grants.add(grant)
+            with store.read() as unit:
+                assert unit.grants.get(grant.id).renewable is renewable
+
     def test_a_lease_is_renewable_in_the_last_third_of_the_asked_lifetime(self, store: Store, records: Records) -> None:
         lease = _active(store, records, renewable=True)
         lease_in(store, records, LeaseState.ACTIVE)
