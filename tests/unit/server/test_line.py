@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import socket
@@ -282,6 +283,14 @@ def as_uids(monkeypatch, *uids):
     monkeypatch.setattr(line, "_uid_of", lambda connection: next(coming))
 
 
+@contextlib.contextmanager
+def answering(path):
+    """A connection that was accepted: two sockets accept in no order, and the accounts are given out in order."""
+    with Talk(path) as talk:
+        assert talk.call("a")["id"] == 1
+        yield talk
+
+
 def test_one_account_that_opens_all_it_may_leaves_connections_to_the_others(servers, path, monkeypatch):
     servers._connections_of_uid = 2
     as_uids(monkeypatch, 7, 7, 7, 8, 7)
@@ -305,14 +314,15 @@ def test_one_account_that_waits_in_every_call_leaves_places_on_the_socket_it_sha
     def wait(method, params, peer):
         if method == "wait":
             waiting.release()
-            go_on.wait(10)
+            go_on.wait(30)
         return {}
 
     servers._at_once_of_uid = 3
     as_uids(monkeypatch, 7, 7, 8)
     servers.add(Line(path, wait, lambda _: FakePeer(), at_once=2))
     servers.add(Line(other := path.with_name("other"), wait, lambda _: FakePeer(), at_once=2))
-    with Talk(path) as first, Talk(other) as second, Talk(path) as neighbour:
+    with contextlib.ExitStack() as stack:
+        first, second, neighbour = (stack.enter_context(answering(place)) for place in (path, other, path))
         for talk in (first, second):
             talk.send(b"".join(b'{"id":%d,"method":"wait"}\n' % number for number in range(4)))
         for _ in range(3):
