@@ -138,6 +138,64 @@ def test_hands_on_is_an_endpoint_as_the_owner_and_an_undone_door_blocks_no_more(
     assert stage.taskpass("exec", "--resource", "orders", "--access", "read", "--", "true").returncode == 0
 
 
+ENV = """
+import os
+from alembic import context
+from sqlalchemy import create_engine
+
+url = os.environ["DATABASE_URL"].replace("postgresql:", "postgresql+psycopg:", 1)
+with create_engine(url).connect() as connection:
+    context.configure(connection=connection, version_table_schema="shop")
+    with context.begin_transaction():
+        context.run_migrations()
+"""
+FIRST = """
+import sqlalchemy as sa
+from alembic import op
+
+revision, down_revision = "1", None
+
+def upgrade():
+    op.create_table("carts", sa.Column("id", sa.Integer, primary_key=True), schema="shop")
+    op.add_column("payments", sa.Column("state", sa.Text, server_default="new", nullable=False), schema="shop")
+    op.execute("UPDATE shop.payments SET state = 'old' WHERE id < 5")
+
+def downgrade():
+    op.drop_column("payments", "state", schema="shop")
+    op.drop_table("carts", schema="shop")
+"""
+SECOND = """
+from alembic import op
+
+revision, down_revision = "2", "1"
+
+def upgrade():
+    with op.get_context().autocommit_block():
+        op.create_index("payments_state", "payments", ["state"], schema="shop", postgresql_concurrently=True)
+
+def downgrade():
+    op.drop_index("payments_state", table_name="payments", schema="shop")
+"""
+
+
+def test_alembic_migrates_up_and_down_as_the_owner_and_leaves_nothing_to_decide(stage):
+    place = stage.root / "alembic"
+    (place / "versions").mkdir(parents=True)
+    (place / "alembic.ini").write_text("[alembic]\nscript_location = %(here)s\n")
+    for name, text in (("env.py", ENV), ("versions/first.py", FIRST), ("versions/second.py", SECOND)):
+        (place / name).write_text(text)
+    # One process: starting each of its commands takes longer than they do.
+    alembic = "import sys; from alembic.config import main; [main(['-c', sys.argv[1], *to]) for to in TO]"
+    alembic = alembic.replace("TO", "(('upgrade', 'head'), ('downgrade', '1'))")
+    base = ("exec", "--resource", "orders", "--access", "migrate", "--", str(TASKPASS[0]), "-I", "-c")
+    stage.taskpass(*base, alembic, str(place / "alembic.ini"))
+    indexed = "SELECT to_regclass('shop.payments_state') IS NOT NULL, relowner::regrole::text FROM pg_class"
+    assert stage.fetch(f"{indexed} WHERE oid = 'shop.carts'::regclass") == [(False, OWNER)]
+    assert stage.fetch("SELECT count(*) FROM shop.payments WHERE state = 'old'") == [(4,)]
+    assert stage.fetch("SELECT version_num FROM shop.alembic_version") == [("1",)]
+    until(lambda: stage.call("widenings")["migrations"] == [])
+
+
 def test_what_is_no_sql_is_refused_by_its_line_before_anybody_is_asked(stage):
     refused = stage.migrate("SELECT 1;\n\\! id\n")
     _, err = refused.communicate(timeout=60)

@@ -322,6 +322,7 @@ HANDS = {
 }
 
 
+@pytest.mark.parametrize("server", [16], indirect=True)
 @pytest.mark.parametrize("hand", HANDS)
 def test_whatever_a_dba_changes_about_the_owner_nothing_new_gets_in_and_what_is_there_closes(standing, hand):
     broker = standing.broker
