@@ -118,12 +118,20 @@ def test_a_healthy_broker_has_nothing_weaker():
     assert states(HEALTH) == set()
 
 
+def test_the_brokers_that_share_the_store_are_listed_with_this_one_among_them():
+    living = [{"broker": name, "machine": "m", "this": name == "brk_a"} for name in ("brk_a", "brk_b")]
+    [row] = [row for row in rows_of_health({**HEALTH, "brokers": living}) if row.check == "brokers"]
+    assert row.state is State.OK
+    assert row.message == "2 on this store: brk_a on m (this one), brk_b on m"
+
+
 @pytest.mark.parametrize(
     ("change", "found"),
     [
         ({"store_is_copy": True}, ("store", State.WEAKER)),
         ({"late_records": 2}, ("audit", State.WEAKER)),
         ({"reserve_held": False}, ("reserve", State.WEAKER)),
+        ({"brokers": [{"broker": "brk_b", "machine": "m", "this": False}]}, ("brokers", State.WEAKER)),
         ({"debt": [LEASE]}, ("debt", State.WEAKER)),
         ({"foreign_roles": ["tp_x_y"]}, ("foreign role", State.NOTE)),
         ({"unreachable": {"orders": "down"}}, ("resource orders", State.UNKNOWN)),

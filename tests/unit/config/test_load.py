@@ -132,6 +132,7 @@ def test_a_writing_access_always_reads_and_does_what_its_verbs_say(verbs, grante
         ('[broker]\ntrust_domain = "https://acme"\n', "SPIFFE", "acme.example"),
         ('[broker]\ntrust_domain = "ACME"\n', "SPIFFE", "lower-case"),
         ('[broker]\ntrust_domain = ""\n', "must not be empty", ""),
+        (f'{BROKER}name = "B-2"\n', "broker.name must be 1 to 16 lower-case letters and digits", ""),
         ("", "broker is missing", ""),
         (BROKER + 'store = "sqlite:///relative.db"\n', "absolute", "four slashes"),
         (BROKER + 'store = "mysql://h/d"\n', "does not serve", "sqlite"),
