@@ -227,6 +227,14 @@ def _is_copy(store: SqlStore) -> bool:
     return store.witness is not None and store.witness.contradicted
 
 
+def _free_disk(directory: Path) -> int | None:
+    try:
+        found = os.statvfs(directory)
+    except OSError:
+        return None
+    return found.f_bavail * found.f_frsize
+
+
 def _witnessed(store: SqlStore) -> int | None:
     return store.witness.seen() if store.witness else None
 
@@ -298,6 +306,7 @@ def assemble(directory: Path, loop: asyncio.AbstractEventLoop, *, runtime: Path 
         witnessed=partial(_witnessed, store),
         accept_store=partial(_accept, store),
         runtime_directory=str(runtime),
+        free_disk=partial(_free_disk, Path(store.database.place).parent) if reserve else lambda: None,
         reserve_thread=reserve_this_thread,
     )
     rotation = Rotation(broker, issuers.kept_logins())

@@ -103,6 +103,7 @@ class Broker:
     ``release_reserve`` frees the disk space that is kept for recording revocations. ``store_is_copy`` tells whether the
     store contradicts the witness that was kept beside it, ``witnessed`` its audit number, and ``accept_store`` replaces
     it by the record of the adoption. ``start_work`` begins what outlives a call, and returns at once.
+    ``free_disk`` tells how many bytes are free where the store is, None if that cannot be seen.
     ``reserve_thread`` puts the calling thread, which takes back and nothing else, before all others at the store.
     """
 
@@ -132,6 +133,7 @@ class Broker:
     refusals: Refusals = field(default_factory=Refusals)
     progress: ProgressBook = field(default_factory=ProgressBook)
     start_work: Callable[[Callable[[], object]], object] = in_a_thread
+    free_disk: Callable[[], int | None] = lambda: None
     reserve_thread: Callable[[], None] = lambda: None
 
     def now(self, unit: Unit) -> Instant:

@@ -15,6 +15,7 @@ from functools import partial
 from taskpass.broker.aftermath import begin, demand_closed_doors, migrator
 from taskpass.broker.context import Broker
 from taskpass.broker.debt import owed, refuse_debtors
+from taskpass.broker.disk import demand_disk
 from taskpass.broker.intend_lease import Terms, intend_lease
 from taskpass.broker.refusals import budget_refusals, refuse
 from taskpass.broker.request_access import decide, digest_of, own_request
@@ -116,6 +117,7 @@ def finish(broker: Broker, caller: Caller, intent: Intent, *, until_process_ends
 
 
 def _record_intent(broker: Broker, caller: Caller, request_id: RequestId) -> Intent:
+    demand_disk(broker)
     with broker.store.read() as unit:
         request, task = own_request(broker, unit, caller, request_id)
         now = effective_now(broker.clock.now(), unit.installation.latest_seen)

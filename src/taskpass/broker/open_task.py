@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from taskpass.broker.context import Broker
+from taskpass.broker.disk import demand_disk
 from taskpass.core.audit import Event
 from taskpass.core.budgets import wait_for_room, window_start
 from taskpass.core.clock import Instant, after
@@ -118,6 +119,7 @@ def _add(
     run: RunId | None,
     parents: tuple[TaskId, ...],
 ) -> Task:
+    demand_disk(broker)
     _demand_budget(broker, unit, sponsor, now)
     task_id = TaskId(broker.new_id("tsk"))
     instance = task_id if parents or run is None else run

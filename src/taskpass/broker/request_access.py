@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from taskpass.broker.aftermath import demand_closed_doors, migrator
 from taskpass.broker.context import Broker
 from taskpass.broker.debt import owed, refuse_debtors
+from taskpass.broker.disk import demand_disk
 from taskpass.broker.open_task import own_task
 from taskpass.broker.refusals import budget_refusals, refuse
 from taskpass.config.model import Resource
@@ -93,8 +94,10 @@ def ask(broker: Broker, caller: Caller, wish: Wish) -> Asked:
     """Resolve and decide.
 
     Raises ``Denied`` where there is nothing to record a manifest of (unknown resource, no separation, debt),
-    ``InvalidInput`` for malformed input, and what the issuer raises when the target cannot be read.
+    ``InvalidInput`` for malformed input, ``StoreUnavailable`` while the store's disk is nearly full, and what the
+    issuer raises when the target cannot be read.
     """
+    demand_disk(broker)
     accept(wish.reason, what="the reason", limit=REASON_BYTES, empty=True)
     offered = broker.resource(wish.resource)
     script = None if wish.file is None else migrator(broker.issuer(offered.name)).read_script(wish.file)

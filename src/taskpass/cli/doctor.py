@@ -102,6 +102,10 @@ def rows_of_health(health: View) -> Iterator[Row]:
         yield from _stored(health, where)
     if health["late_records"]:
         yield Row("audit", State.WEAKER, f"{health['late_records']} record(s) wait to be written", "mend the store")
+    if health.get("disk_low"):
+        yield Row(
+            "disk", State.WEAKER, "nearly full: agents get nothing new, approving and revoking go on", "free space"
+        )
     held = health.get("reserve_held", True)
     if held is None:
         yield Row("reserve", State.NOTE, "none here: the records are on a database server, with its own disk")
@@ -111,6 +115,8 @@ def rows_of_health(health: View) -> Iterator[Row]:
         yield Row("reserve", State.WEAKER, "the disk space for revoking is used up", "free disk space")
     if not error:
         yield _debt(health)
+        for sponsor, budgets in sorted(health.get("budgets", {}).items()):
+            yield _budgets(sponsor, budgets)
     for name, resource in sorted(health.get("resources", {}).items()):
         yield from _resource(name, resource)
     yield from _drills(health)
@@ -147,6 +153,16 @@ def _debt(health: View) -> Row:
     if not debt:
         return Row("debt", State.OK, "every closing is proven")
     return Row("debt", State.WEAKER, f"{len(debt)} closing(s) not proven yet, retried", "taskpass lease ls --debt")
+
+
+def _budgets(sponsor: str, budgets: View) -> Row:
+    """What one person's agents have used; what is used up is refused to them, and to nobody else."""
+    check = f"budgets of {sponsor}"
+    words = {name: f"{name} {of['used']} of {of['most']}" for name, of in budgets.items() if of["used"]}
+    full = [words[name] for name, of in budgets.items() if name in words and of["used"] >= of["most"]]
+    if full:
+        return Row(check, State.NOTE, f"used up: {', '.join(full)}", "wait, release or revoke; [budgets] sets them")
+    return Row(check, State.OK, ", ".join(words.values()) or "nothing used")
 
 
 def _login(name: str, login: View) -> Row:

@@ -35,6 +35,7 @@ def _print(view: View) -> None:
         ("LEASE", "STATE", "RESOURCE", "ENDS"),
         [(x["lease"], x["state"], x["resource"], when(x["expires_at"])) for x in leases],
     )
+    _print_budgets(view.get("budgets") or {})
     print_migrations(view.get("migrations") or [])
     table(
         ("RESOURCE", "ENVIRONMENT", "ACCESS", "SERVED HERE"),
@@ -43,6 +44,13 @@ def _print(view: View) -> None:
             for r in view["resources"]
         ],
     )
+
+
+def _print_budgets(budgets: View) -> None:
+    """Those of which something is used: of all tasks of the person whom this agent works for."""
+    used = [f"{name} {of['used']} of {of['most']}" for name, of in budgets.items() if of["used"]]
+    if used:
+        show(f"used: {', '.join(used)}")
 
 
 def _open(request: View) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from taskpass import __version__
 from taskpass.broker.acquire import acquire_access
+from taskpass.broker.budget_use import budget_use
 from taskpass.broker.capabilities import stated
 from taskpass.broker.complete_task import complete_task
 from taskpass.broker.context import Broker
@@ -179,11 +180,13 @@ class AgentMethods:
             requests = unit.requests.list(task=TaskId(task.id), limit=MAX_LISTED)
             leases = unit.leases.list(states=UNENDED, task=task.id)
             migrations = unit.aftermaths.list(task=task.id, limit=MAX_LISTED)
+            budgets = budget_use(self._broker, unit, task.principal.sponsor)
         return {
             **task_view(task),
             "requests": [request_view(request) for request in requests],
             "leases": [lease_view(lease) for lease in leases],
             "migrations": [aftermath_view(found) for found in migrations],
+            "budgets": budgets,
             **self._list_resources(Params({}), caller),
         }
 

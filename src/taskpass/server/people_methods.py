@@ -12,10 +12,12 @@ from typing import cast
 
 from taskpass import __version__
 from taskpass.broker.adopt import adopt, survey
+from taskpass.broker.budget_use import budget_use_of_all
 from taskpass.broker.capabilities import stated
 from taskpass.broker.complete_task import complete_task
 from taskpass.broker.context import Broker
 from taskpass.broker.debt import unproven
+from taskpass.broker.disk import is_disk_low
 from taskpass.broker.drill import drill
 from taskpass.broker.drill_schedule import drill_states
 from taskpass.broker.review_request import Ballot, prepare_vote, vote
@@ -286,6 +288,7 @@ class PeopleMethods:
             **stored,
             "policy_snapshot": self._broker.policy.snapshot,
             "config_digest": self._broker.config.digest,
+            "disk_low": is_disk_low(self._broker),
             "late_records": self._broker.late.pending(),
             **self._runtime_health(),
         }
@@ -296,6 +299,7 @@ class PeopleMethods:
             installation, (seq, hash_) = unit.installation, unit.audit.head()
             counts, owed = unit.leases.count_by_state(), unit.leases.unproven()
             blocking = unit.aftermaths.list(states=BLOCKING, limit=MAX_LISTED)
+            budgets = budget_use_of_all(self._broker, unit)
             living, me = self._broker.owners.living(unit), self._broker.owners.me
         return {
             "installation": installation.id,
@@ -306,6 +310,7 @@ class PeopleMethods:
             "leases": {state.value: counts.get(state, 0) for state in LeaseState if state in UNENDED},
             "debt": [lease_view(item, people=True) for item in owed],
             "migrations": [aftermath_view(item, people=True) for item in blocking],
+            "budgets": budgets,
             "drills": drill_states(self._broker),
             "brokers": [{"broker": x, "machine": machine, "this": x == me} for x, machine in living.items()],
         }

@@ -98,6 +98,10 @@ class Tasks(Protocol):
         """How many tasks of that sponsor and machine were opened at ``since`` or later, and when the first of them."""
         ...
 
+    def sponsors(self) -> list[HumanId]:
+        """Of open tasks, in order of name."""
+        ...
+
     def children(self, task_id: TaskId) -> list[Task]:
         """Open tasks that name ``task_id`` among their parents."""
         ...

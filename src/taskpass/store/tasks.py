@@ -60,6 +60,10 @@ class SqlTasks:
         row = self._session.first(counted.where(*mine, tasks.c.opened_at >= since))
         return (int(row["n"]), row["first"]) if row else (0, None)
 
+    def sponsors(self) -> builtins.list[HumanId]:
+        wanted = select(tasks.c.sponsor).where(tasks.c.state == TaskState.OPEN.value).distinct()
+        return [HumanId(row["sponsor"]) for row in self._session.rows(wanted.order_by(tasks.c.sponsor))]
+
     def children(self, task_id: TaskId) -> builtins.list[Task]:
         wanted = (
             select(tasks)

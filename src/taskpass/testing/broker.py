@@ -157,6 +157,9 @@ class FakeEndpoints:
     def connections(self, lease: LeaseId) -> int:
         return int(lease in self.open_orders)
 
+    def connections_of(self, party: str) -> int:
+        return sum(order.party == party for order in self.open_orders.values())
+
 
 class FakeHolders:
     """Watched processes; ``dead`` pids count as ended when the watching begins."""

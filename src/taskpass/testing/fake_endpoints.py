@@ -59,6 +59,10 @@ class FakeEndpoints:
         with self._lock:
             return self._clients.get(lease, 0)
 
+    def connections_of(self, party: str) -> int:
+        with self._lock:
+            return sum(self._clients.get(lease, 0) for lease, order in self.served.items() if order.party == party)
+
     def connect(self, lease: LeaseId) -> None:
         """A client connects; raises ``KeyError`` if nothing is served for ``lease``."""
         with self._lock:

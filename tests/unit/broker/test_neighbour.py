@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
+import pytest
+
+from taskpass.broker.disk import FLOOR
 from taskpass.broker.request_access import cancel_request
 from taskpass.broker.revoke import Selector, revoke
 from taskpass.core.budgets import Budgets
-from taskpass.core.errors import OverBudget
+from taskpass.core.errors import OverBudget, StoreUnavailable
 from taskpass.core.lease import UNENDED
 from taskpass.core.request import RequestState
 from taskpass.server.changed import Changed
 from taskpass.server.people_methods import PeopleMethods
-from taskpass.testing.broker import BEN, DEV, DORA, STAGING
+from taskpass.testing.broker import ANA, BEN, DEV, DORA, STAGING
 
 
 def until_refused(call):
@@ -74,12 +78,32 @@ def test_another_sponsor_is_served_while_one_is_refused_everything(h):
     assert other.issue(asked).lease.id
 
 
+def test_on_a_disk_that_is_nearly_full_people_decide_and_take_back_and_agents_get_nothing_new(h):
+    agent = h.run()
+    agent.open_task()
+    lease, asked, permitted = agent.lease(), agent.request(STAGING), agent.request()
+    h.broker = replace(h.broker, free_disk=lambda: FLOOR - 1)
+    for new in (agent.request, lambda: agent.issue(permitted), agent.acquire, h.run().open_task):
+        with pytest.raises(StoreUnavailable) as told:
+            new()
+        assert told.value.code == "disk_low"
+    assert h.vote(ANA, asked).state is RequestState.APPROVED
+    revoke(h.broker, Selector("lease", lease.id), actor="test", reason="")
+    assert h.lease(lease.id).state not in UNENDED
+    assert PeopleMethods(h.broker, changed=Changed(), health=dict)("health", {}, None)["disk_low"]
+    h.broker = replace(h.broker, free_disk=lambda: FLOOR)
+    agent.request()
+
+
 def test_people_see_few_questions_and_health_and_take_all_of_it_back(h):
     use_all_of_it(h)
     with h.store.read() as unit:
         assert unit.requests.count_pending(DORA) <= Budgets().pending
     people = PeopleMethods(h.broker, changed=Changed(), health=dict)
-    assert people("health", {}, None)["leases"]["active"] == Budgets().leases
+    health = people("health", {}, None)
+    assert health["leases"]["active"] == Budgets().leases
+    budgets = health["budgets"][DORA]
+    assert {name for name, of in budgets.items() if of["used"] >= of["most"]} >= {"leases", "prompts", "text_bytes"}
     revoke(h.broker, Selector("all", ""), actor="test", reason="")
     h.settle(5)
     assert h.usable() == set()

@@ -251,7 +251,8 @@ def test_wait_ends_at_its_limit(broker):
 
 def test_status_shows_what_there_is(broker, capfd):
     served = {"resource": "orders", "environment": "dev", "access": ["read"], "served": True}
-    broker.answers["status"] = {"task": None, "separation": "none", "resources": [served]}
+    used = {"leases": {"used": 3, "most": 10}, "tasks": {"used": 0, "most": 100}}
+    broker.answers["status"] = {"task": None, "separation": "none", "resources": [served], "budgets": used}
     assert main(["status"]) == 0
     assert "orders    dev          read    yes" in capfd.readouterr().out
     assert main(["status", "--json"]) == 0

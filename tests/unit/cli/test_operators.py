@@ -130,6 +130,8 @@ def test_the_brokers_that_share_the_store_are_listed_with_this_one_among_them():
     [
         ({"store_is_copy": True}, ("store", State.WEAKER)),
         ({"late_records": 2}, ("audit", State.WEAKER)),
+        ({"disk_low": True}, ("disk", State.WEAKER)),
+        ({"budgets": {"dora": {"leases": {"used": 10, "most": 10}}}}, ("budgets of dora", State.NOTE)),
         ({"reserve_held": False}, ("reserve", State.WEAKER)),
         ({"brokers": [{"broker": "brk_b", "machine": "m", "this": False}]}, ("brokers", State.WEAKER)),
         ({"debt": [LEASE]}, ("debt", State.WEAKER)),

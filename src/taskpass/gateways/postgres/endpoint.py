@@ -77,6 +77,10 @@ class PostgresEndpoints:
         """Client connections that are open or starting; 0 for an unknown lease."""
         return self._call(self._connections_here(lease))
 
+    def connections_of(self, party: str) -> int:
+        # Kept by the loop's thread; one number is read whole.
+        return self._parties[party]
+
     async def _open_here(self, order: EndpointOrder, route: Route) -> Endpoint:
         if order.lease in self._open:
             raise Conflict("the lease has an endpoint already")

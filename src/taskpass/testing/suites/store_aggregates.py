@@ -74,6 +74,10 @@ class AggregateSuite(StoreFixtures):
             assert unit.tasks.list(limit=1) == [new]
             assert unit.tasks.list(run=run.id) == [old]
             assert unit.tasks.list(state=TaskState.COMPLETED) == []
+            assert unit.tasks.sponsors() == [SPONSOR]
+            for task in (old, new):
+                unit.tasks.advance(task.id, TaskEvent.COMPLETE, LATER, reason="")
+            assert unit.tasks.sponsors() == []
 
     def test_children_are_the_open_tasks_that_name_a_parent(self, store: Store, records: Records) -> None:
         top = records.task()
