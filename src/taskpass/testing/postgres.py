@@ -439,6 +439,7 @@ _PREFIX = "tp-pg-"
 _MEMORY = Path("/dev/shm")  # noqa: S108
 _MEMORY_BYTES = 2**31
 _SWEEP_SECONDS = 3600
+_PORTS = range(20_000, 32_000)
 _ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LC_ALL": "C", "TZ": "UTC"}
 _HBA = """local all all scram-sha-256
 host all all 127.0.0.1/32 scram-sha-256
@@ -490,9 +491,15 @@ def _runs_in(directory: Path) -> bool:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nothing listens on, below those that Linux gives to outgoing connections.
+
+    One of those could be taken by anybody's connection until the server listens, and while a stopped one is away.
+    """
+    for port in (*secrets.SystemRandom().sample(_PORTS, 20), 0):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return int(probe.getsockname()[1])
+    raise TargetUnavailable("no port is free on 127.0.0.1")
 
 
 def _last_lines(text: str) -> str:
