@@ -20,6 +20,7 @@ import click
 from taskpass.cli.operator import directory_option
 from taskpass.cli.say import show, style, talk
 from taskpass.cli.store_login import from_stdin, wished
+from taskpass.config.paths import broker_directory
 from taskpass.core.errors import InvalidInput
 from taskpass.core.scope import WRITE_VERBS, Level, Verb
 from taskpass.core.secret import Secret
@@ -179,12 +180,13 @@ def _join(directory: Path, first: Path, name: str) -> int:
     from taskpass.runtime.system import SystemEntropy
 
     joined = join(directory, first, name, entropy=SystemEntropy())
+    there = "" if directory == broker_directory() else f" --directory {directory}"
     talk(f"taskpass: made {directory}, for broker {name} of installation {joined.installation}")
     for resource in joined.by_hand:
         talk(f"by hand: the login of {visible(resource)} in taskpass.toml; brokers must not share one")
     for resource in joined.waiting:
-        talk(f"next: taskpass init --own-login --name {visible(resource)}   (makes {joined.user} there)")
-    talk("then: taskpass up")
+        talk(f"next: taskpass init --own-login --name {visible(resource)}{there}   (makes {joined.user} there)")
+    talk(f"then: taskpass up{there}")
     return 0
 
 

@@ -10,10 +10,11 @@ from psycopg import sql
 from taskpass.cli.entry import main
 from taskpass.core.limits import Enforced
 from taskpass.issuers.base import Severity
-from taskpass.issuers.postgres import enrol
+from taskpass.issuers.postgres import enrol, kit
+from taskpass.issuers.postgres.issuer import PostgresIssuer
 from taskpass.testing.postgres import EmbeddedServer
 from tests.conftest import Database, require_version
-from tests.integration.postgres.enrolled import TABLES, Broker
+from tests.integration.postgres.enrolled import CLOCK, ENTROPY, TABLES, Broker
 
 pytestmark = pytest.mark.service
 
@@ -30,6 +31,14 @@ def rds():
             admin.execute(sql.SQL("ALTER ROLE master PASSWORD {}").format(sql.Literal(server.password.reveal())))
             admin.execute("CREATE DATABASE shop OWNER master")
         yield server
+
+
+def give_login(server, broker, name):
+    """A login for a further broker with the password of the first, by the same administrator."""
+    with server.connect("shop", "master") as master:
+        master.execute(enrol.login_script(broker.installation, name, broker.password, ENTROPY).encode())
+        held = "SELECT pg_has_role('master', 'taskpass_kit', 'USAGE')"
+        assert master.execute(held).fetchone() == (False,), "the administrator keeps no right of the kit"
 
 
 def test_the_provider_is_found_explained_and_served_without_a_superuser(rds):
@@ -52,6 +61,17 @@ def test_the_provider_is_found_explained_and_served_without_a_superuser(rds):
             assert session.execute("SELECT count(*) FROM shop.orders").fetchone() == (1000,)
         assert broker.issuer.close(made.role, audit_head="").answer == "AuthenticationOk,28000"
         assert broker.issuer.clean(made.role)
+        give_login(rds, broker, "b")
+        further = PostgresIssuer(
+            broker.issuer.target,
+            broker.installation,
+            broker.password,
+            clock=CLOCK,
+            entropy=ENTROPY,
+            user=kit.broker_login(broker.installation, "b"),
+        )
+        assert Severity.FATAL not in {finding.severity for finding in further.preflight(thorough=True)}
+        further.close_connections()
     finally:
         broker.issuer.close_connections()
         database.close()

@@ -111,11 +111,11 @@ def login_sql(enrolment: Enrolment) -> str:
     names = {"name": _text(enrolment.login), "installation": _text(enrolment.installation)}
     return "\n".join(
         (
-            "BEGIN;\nSET LOCAL search_path = pg_catalog, pg_temp;",
+            _BEGIN_AS_KIT,
             _login(replace(enrolment, keep_password=True)),
             sql.SQL(_FURTHER).format(**names).as_string(None),
             _file("brokers.sql"),
-            "COMMIT;",
+            _COMMIT_AS_KIT,
         )
     ) + give_password_sql(enrolment)
 
@@ -297,6 +297,34 @@ DO $do$ BEGIN
             USING HINT = 'taskpass init --postgres --print-sql';
     END IF;
 END $do$;
+"""
+
+# As in kit.sql and reach.sql: an administrator who is no superuser needs the kit's role for what it owns.
+_BEGIN_AS_KIT = """\
+BEGIN;
+SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL lock_timeout = '10s';
+DO $do$ BEGIN
+    IF to_regclass('taskpass.broker') IS NULL THEN
+        RAISE EXCEPTION 'taskpass: there is no kit in this database';
+    END IF;
+    IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+        IF current_setting('server_version_num')::integer >= 160000 THEN
+            EXECUTE 'GRANT taskpass_kit TO CURRENT_USER WITH INHERIT TRUE, SET TRUE';
+        ELSE
+            EXECUTE 'GRANT taskpass_kit TO CURRENT_USER';
+        END IF;
+    END IF;
+END $do$;
+"""
+
+_COMMIT_AS_KIT = """\
+DO $do$ BEGIN
+    IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+        REVOKE taskpass_kit FROM CURRENT_USER;
+    END IF;
+END $do$;
+COMMIT;
 """
 
 _FURTHER = """\
