@@ -20,6 +20,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Event
+from queue import Empty
 
 import psycopg
 
@@ -35,10 +38,7 @@ ACCOUNT = "daemon"
 ROUNDS = 150
 BUDGETS = {"requests": 2 * ROUNDS + 50, "record_bytes": 64 * 2**20}
 """Room for the other sponsor's rounds; the hostile one has as much. All others are as they come."""
-HEAD_START, WARM = 1.5, 2.0
-"""Seconds: for what is held, before the floods use the budgets up, and for those to connect before nobody can; and for
-all of it, before anything is measured.
-"""
+PATIENCE = 60.0
 _POLICY = f"""
 @id("bench-asks")
 @approvers("leads")
@@ -55,7 +55,6 @@ def run(figures: Figures) -> None:
     with _stage() as place:
         alone = _rounds(place)
         with hostile(place) as told:
-            time.sleep(WARM)
             beside = _rounds(place)
             answers = _people(place)
         refused = told()
@@ -125,61 +124,64 @@ def _people(place: Stage) -> dict[str, float]:
 def hostile(place: Stage) -> Iterator[Callable[[], Counter[str]]]:
     """Its processes, until the end of the block; the function then tells how often each code refused them."""
     context = multiprocessing.get_context("fork")
-    told: multiprocessing.Queue[Counter[str]] = context.Queue()
+    told: Queue[Counter[str]] = context.Queue()
     stop = context.Event()
     path = str(place.runtime / "line.sock")
-    works = [_hold, _wait, _ask_people, _open_tasks, _flood, _flood, _flood, _flood, _crowd]
-    processes: list[BaseProcess] = [
-        context.Process(target=_as_account, args=(work, path, number, stop, told), daemon=True)
-        for number, work in enumerate(works)
-    ]
-    for process in processes:
-        process.start()
-        time.sleep(HEAD_START if process in (processes[0], processes[-2]) else 0)
+    processes: list[BaseProcess] = []
     refused: Counter[str] = Counter()
     try:
+        # What is held comes first, because the floods use its budgets up; last the crowd, after which nobody connects.
+        for works in ((_hold,), (_wait, _ask_people, _open_tasks, _flood, _flood, _flood, _flood), (_crowd,)):
+            ready = [context.Event() for _ in works]
+            for work, event in zip(works, ready, strict=True):
+                processes.append(context.Process(target=_as_account, args=(work, path, event, stop, told), daemon=True))
+                processes[-1].start()
+            for event in ready:
+                assert event.wait(PATIENCE), "a caller of the hostile sponsor did not begin"
         yield lambda: refused
     finally:
         stop.set()
         for _ in processes:
-            with contextlib.suppress(Exception):
-                refused.update(told.get(timeout=10))
+            with contextlib.suppress(Empty):
+                refused.update(told.get(timeout=15))
         for process in processes:
             process.terminate()
             process.join(10)
 
 
-Work = Callable[[str, int, Counter[str]], Callable[[], None]]
+Step = Callable[[], object]
 
 
-def _as_account(work: Work, path: str, number: int, stop: object, told: object) -> None:
+def _as_account(work: Callable[[str], Step], path: str, ready: Event, stop: Event, told: Queue[Counter[str]]) -> None:
+    """One caller in a process of its own: again and again one step, from the first that was refused or done on."""
     account = pwd.getpwnam(ACCOUNT)
     os.setgroups([])
     os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
     os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)
     refused: Counter[str] = Counter()
     try:
-        step = work(path, number, refused)
-        while not stop.is_set():  # type: ignore[attr-defined]
+        step = work(path)
+        while not stop.is_set():
             try:
-                step()
+                refused.update(str(code) for code in [step()] if code)
             except TaskpassError as error:
                 refused[error.code] += 1
-            except (psycopg.Error, OSError) as error:
-                refused[getattr(error, "sqlstate", None) or type(error).__name__] += 1
-                time.sleep(0.05)
+            except psycopg.Error as error:
+                refused[error.sqlstate or "connection refused"] += 1
+                time.sleep(0.02)
+            ready.set()
     finally:
-        told.put(refused)  # type: ignore[attr-defined]
+        told.put(refused)
 
 
 def _task(client: LineClient, name: str) -> str:
     return str(client.call("open_task", {"repository": name, "branch": "main", "ticket": ""})["task"])
 
 
-def _flood(path: str, number: int, refused: Counter[str]) -> Callable[[], None]:
+def _flood(path: str) -> Step:
     """Requests as fast as they are answered, with the longest reasons, for ever other lifetimes and tables."""
     client = LineClient(path)
-    task, turns = _task(client, f"flood-{number}"), itertools.count(60)
+    task, turns = _task(client, f"flood-{os.getpid()}"), itertools.count(60)
     tables = itertools.cycle([["shop.orders"], ["shop.items"], ["shop.*"], ["shop.orders", "shop.items"]])
 
     def step() -> None:
@@ -189,69 +191,89 @@ def _flood(path: str, number: int, refused: Counter[str]) -> Callable[[], None]:
     return step
 
 
-def _ask_people(path: str, number: int, refused: Counter[str]) -> Callable[[], None]:
+def _ask_people(path: str) -> Step:
     client = LineClient(path)
     task, turns = _task(client, "prompts"), itertools.count(60)
-    return lambda: client.call("request_access", {"resource": ASKS, "task": task, "ttl": next(turns)}) and None
-
-
-def _open_tasks(path: str, number: int, refused: Counter[str]) -> Callable[[], None]:
-    client, turns = LineClient(path), itertools.count()
-    return lambda: _task(client, f"task-{next(turns)}") and None
-
-
-def _hold(path: str, number: int, refused: Counter[str]) -> Callable[[], None]:
-    """Every lease it may have, every connection of each, and in each a transaction that keeps its locks."""
-    client, turns = LineClient(path), itertools.count()
-    held: list[psycopg.Connection] = []
-    endpoints: list[str] = []
 
     def step() -> None:
-        with contextlib.suppress(psycopg.Error):
-            for dsn in endpoints:
-                session = psycopg.connect(dsn, connect_timeout=5)
-                session.execute("SELECT count(*) FROM shop.orders")
-                held.append(session)
-        task = _task(client, f"hold-{next(turns) % 5}")
+        client.call("request_access", {"resource": ASKS, "task": task, "ttl": next(turns)})
+
+    return step
+
+
+def _open_tasks(path: str) -> Step:
+    client, turns = LineClient(path), itertools.count()
+
+    def step() -> None:
+        _task(client, f"task-{next(turns)}")
+
+    return step
+
+
+def _hold(path: str) -> Step:
+    """Every lease it may have, every connection of each, and in each a transaction that keeps its locks; then, for
+    ever, one more lease, or one more connection.
+    """
+    client = LineClient(path)
+    tasks = [_task(client, f"hold-{number}") for number in range(4)]
+    endpoints: list[str] = []
+    held: list[psycopg.Connection] = []
+
+    def take(task: str) -> None:
         answer = client.call("request_access", {"resource": RESOURCE, "task": task, "connect": True})
         endpoints.append(str(answer["lease"]["endpoint"]["dsn"]))
 
-    return step
+    def connect(endpoint: str) -> None:
+        session = psycopg.connect(endpoint, connect_timeout=10)
+        session.execute("SELECT count(*) FROM shop.orders")
+        held.append(session)
+
+    for task in tasks:
+        with contextlib.suppress(TaskpassError):
+            while True:
+                take(task)
+    for endpoint in endpoints:
+        with contextlib.suppress(psycopg.Error):
+            while True:
+                connect(endpoint)
+    more: Iterator[Step] = itertools.cycle([partial(take, tasks[0]), partial(connect, endpoints[0])])
+    return lambda: next(more)()
 
 
-def _wait(path: str, number: int, refused: Counter[str]) -> Callable[[], None]:
-    """Calls that wait as long as they may, on as many connections as there are threads, and more."""
+def _wait(path: str) -> Step:
+    """Calls that wait as long as they may: half of its places, so that the floods have the other half."""
     client = LineClient(path)
-    task = _task(client, "wait")
-    request = client.call("request_access", {"resource": ASKS, "task": task, "ttl": 7})["request"]
+    request = client.call("request_access", {"resource": ASKS, "task": _task(client, "wait"), "ttl": 7})["request"]
     line = b'{"id":1,"method":"request_status","params":{"request":"%s","wait":45}}\n' % str(request).encode()
     sockets: list[socket.socket] = []
-
-    def step() -> None:
-        for _ in range(40 - len(sockets)):
-            connection = socket.socket(socket.AF_UNIX)
-            connection.connect(path)
-            connection.sendall(8 * line)
-            sockets.append(connection)
-        time.sleep(0.2)
-
-    return step
+    for _ in range(8):
+        sockets.append(socket.socket(socket.AF_UNIX))
+        sockets[-1].connect(path)
+        sockets[-1].sendall(line)
+    return lambda: time.sleep(0.2)
 
 
-def _crowd(path: str, number: int, refused: Counter[str]) -> Callable[[], None]:
-    """Connections that say nothing, and again and again one more."""
+def _crowd(path: str) -> Step:
+    """Every connection it may have, which says nothing; then, for ever, one more."""
     sockets: list[socket.socket] = []
 
-    def step() -> None:
+    def step() -> str:
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(path)
-        sockets.append(connection)
-        if len(sockets) > 300:
-            connection.settimeout(5)
-            refused["too_many_connections"] += b"too_many_connections" in connection.recv(1000)
-            sockets.pop().close()
-            time.sleep(0.02)
+        connection.settimeout(0.1 if len(sockets) < 200 else 5)
+        try:
+            refused = b"too_many_connections" in connection.recv(1000)
+        except TimeoutError:
+            refused = False
+        if not refused:
+            sockets.append(connection)
+            return ""
+        connection.close()
+        time.sleep(0.02)
+        return "too_many_connections"
 
+    while not step():
+        pass
     return step
 
 
