@@ -6,16 +6,19 @@ The store was a file at first, and was moved while the broker lay killed with a 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from taskpass.broker.take_back_many import MANY
 from taskpass.testing.postgres import available
 from taskpass.testing.stage import TASKPASS
-from tests.acceptance.actors import RESOURCE, Small, connect, met, one_line, until
+from tests.acceptance.actors import PROVEN, RESOURCE, Small, connect, met, one_line, until
 from tests.missing import missing
 
 pytestmark = pytest.mark.service
@@ -33,6 +36,8 @@ class Second(Small):
         self.root.mkdir(mode=0o700)
         self.runtime.mkdir(mode=0o700)
         self.taskpass("init", "--join", str(first.directory), "--as", "b")
+        if "[budgets]" not in (self.directory / "taskpass.toml").read_text():
+            self.set_budgets()
         self.taskpass("init", "--own-login", "--name", RESOURCE, "--admin-dsn-stdin", stdin=first.admin(RESOURCE))
 
 
@@ -182,6 +187,32 @@ def test_a_broker_that_was_paused_changes_nothing_that_was_taken_over(brokers):
     assert first.usable() == []
     first.verify()
     assert first.taskpass("store", "check", check=False).returncode == 0
+
+
+def test_both_close_in_bulk_at_once_and_the_store_is_whole_afterwards(brokers):
+    known = len(brokers[0].events())
+    with brokers[0].server.connect("orders") as admin:
+        admin.execute("UPDATE taskpass.ceiling SET most_live = 1000")
+
+    def give(number):
+        return [brokers[number].lease(clients[number], repository=f"crowd-{number}")["lease"] for _ in range(MANY)]
+
+    def end(number):
+        task = brokers[number].shown({"lease": leases[number][0]})["task"]
+        return clients[number].call("complete_task", {"task": task}, timeout=60)
+
+    with contextlib.ExitStack() as stack, ThreadPoolExecutor(2) as pool:
+        clients = [stack.enter_context(stage.agent()) for stage in brokers]
+        leases = list(pool.map(give, (0, 1)))
+        done = list(pool.map(end, (0, 1)))
+    for mine, view in zip(leases, done, strict=True):
+        assert {each["lease"]: each["proof"]["answer"] for each in view["leases"]} == dict.fromkeys(mine, PROVEN)
+    closed = [x["data"] for x in brokers[1].events()[known:] if x["event"] == "lease.closed"]
+    in_bulks = [sorted(each["lease"] for each in data["leases"]) for data in closed if "leases" in data]
+    assert sorted(itertools.chain(*in_bulks)) == sorted(itertools.chain(*leases)), "each is recorded once, in a bulk"
+    assert brokers[0].usable() == []
+    brokers[0].verify()
+    assert brokers[0].taskpass("store", "check", check=False).returncode == 0
 
 
 def test_a_second_broker_on_one_directory_is_refused(brokers):

@@ -90,7 +90,7 @@ def _end_one(broker: Broker, task_id: TaskId, actor: str, reason: str) -> list[L
         pass  # what the task holds is taken back all the same; whoever asked finds the task still open
     with broker.store.read() as unit:
         open_leases = [lease.id for lease in unit.leases.list(states=UNENDED, task=task_id)]
-    take_back(broker, open_leases, reason="task_ended", actor=actor)
+    take_back_many(broker, open_leases, reason="task_ended", actor=actor)
     return open_leases
 
 

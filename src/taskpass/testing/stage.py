@@ -168,7 +168,8 @@ class Stage:
 
     def set_budgets(self, **limits: int) -> None:
         """Write ``[budgets]`` into taskpass.toml; without words, budgets that a suite or a bench does not meet."""
-        chosen = limits or dict.fromkeys(("requests", "tasks", "prompts", "text_bytes", "record_bytes"), 10**9)
+        names = ("requests", "tasks", "prompts", "text_bytes", "record_bytes", "leases", "leases_of_task")
+        chosen = limits or dict.fromkeys(names, 10**9)
         lines = "".join(f"{name} = {value}\n" for name, value in chosen.items())
         with (self.directory / FILE).open("a") as file:
             file.write(f"\n[budgets]\n{lines}")

@@ -1034,9 +1034,11 @@ END $kit$;
 -- Those that have a role, with its maker: NULL for what the kit made itself (up to 15, and before there were makers).
 CREATE OR REPLACE FUNCTION taskpass.made_by(leases text[]) RETURNS TABLE (lease text, name name, maker text)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $kit$
-    SELECT g.lease, g.name, (SELECT substr(k.rolname, 14) FROM pg_auth_members m JOIN pg_roles k ON k.oid = m.member
-                              WHERE m.roleid = g.role AND m.admin_option AND k.rolname ~ '^taskpass_kit_[0-9a-hjkmnp-tv-z]$' LIMIT 1)
-      FROM taskpass.roles_of(leases) AS g WHERE g.role IS NOT NULL
+    WITH makers AS MATERIALIZED (SELECT r.oid, substr(r.rolname, 14) AS maker FROM pg_roles r
+                                  WHERE r.rolname ~ '^taskpass_kit_[0-9a-hjkmnp-tv-z]$'),
+    made AS MATERIALIZED (SELECT m.roleid, k.maker FROM pg_auth_members m JOIN makers k ON k.oid = m.member WHERE m.admin_option)
+    SELECT g.lease, g.name, max(d.maker) FROM taskpass.roles_of(leases) AS g LEFT JOIN made d ON d.roleid = g.role
+     WHERE g.role IS NOT NULL GROUP BY g.lease, g.name
 $kit$;
 
 -- As close. One password serves for all of them: only the closing broker knows it, and none of them may log in.
