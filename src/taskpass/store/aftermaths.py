@@ -6,17 +6,29 @@ import builtins
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import bindparam, or_, select, update
 
 from taskpass.core.aftermath import AFTERMATH_TABLE, BLOCKING, Aftermath, AftermathEvent, AftermathState
 from taskpass.core.errors import IllegalTransition, NotFound
 from taskpass.core.ids import LeaseId, TaskId
 from taskpass.store import codec, rows
+from taskpass.store.kept import Kept
 from taskpass.store.session import Session
 from taskpass.store.tables import aftermaths, scripts
 
 _NOTES = frozenset({"ran", "error", "looked_at"})
 _CHANGES = _NOTES | {"widening", "decided_at", "decided_by", "comment"}
+
+
+_BLOCKING = Kept(
+    select(aftermaths)
+    .where(
+        or_(*(aftermaths.c.state == state for state in sorted(state.value for state in BLOCKING))),
+        aftermaths.c.cluster == bindparam("cluster"),
+        aftermaths.c.database == bindparam("database"),
+    )
+    .order_by(aftermaths.c.id)
+)
 
 
 class SqlAftermaths:
@@ -58,12 +70,8 @@ class SqlAftermaths:
         return [codec.aftermath_of(row) for row in self._session.rows(wanted)]
 
     def blocking(self, cluster: str, database: int) -> builtins.list[Aftermath]:
-        wanted = select(aftermaths).where(
-            aftermaths.c.state.in_([state.value for state in BLOCKING]),
-            aftermaths.c.cluster == cluster,
-            aftermaths.c.database == database,
-        )
-        return [codec.aftermath_of(row) for row in self._session.rows(wanted.order_by(aftermaths.c.id))]
+        found = self._session.rows(_BLOCKING, {"cluster": cluster, "database": database})
+        return [codec.aftermath_of(row) for row in found]
 
 
 class SqlScripts:

@@ -243,7 +243,9 @@ class PostgresIssuer:
         warnings: list[str] = []
         with self._connections.use() as connection, driver_errors("making the account"):
             heard = _listen(connection, warnings)
-            with connection.pipeline(), connection.transaction():
+            # The driver's own transaction would wait for the server at its beginning and end.
+            with connection.pipeline():
+                connection.execute("BEGIN")
                 made = connection.execute(
                     "SELECT taskpass.issue(%s, %s::jsonb, %s, %s, %s, %s)",
                     [
@@ -263,6 +265,7 @@ class PostgresIssuer:
                 if warnings:
                     raise TargetUnfit("the target warned while granting, so not all was granted", code="kit_grant")
                 self._compare(connection, order, held)
+                connection.execute("COMMIT")
             connection.remove_notice_handler(heard)
 
     def _compare(self, connection: Connection, order: Order, held: Callable[[], rights.Rights]) -> None:
