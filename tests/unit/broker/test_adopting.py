@@ -228,7 +228,7 @@ class Killed(BaseException):
     """What stands for a process that is killed."""
 
 
-@pytest.mark.parametrize("step", ["accept_store", "end_leases", "reconcile"])
+@pytest.mark.parametrize("step", ["accept_store", "end_leases"])
 def test_an_adoption_that_is_killed_after_its_record_can_be_made_again(h, monkeypatch, step):
     """Before the file beside the store is written it goes on contradicting; after it the rest is done at start."""
     agent = h.run()
