@@ -76,7 +76,7 @@ def reconcile(broker: Broker) -> Reconciled:
         except TaskpassError as error:
             unreachable[issuer.target.resource] = f"{error.code}: {error.message}"
             continue
-        for role in inventory.own:
+        for role in _maybe_unexplained(broker, inventory):
             try:
                 if _close_if_unexplained(broker, issuer, role):
                     orphans.append(role.name)
@@ -160,6 +160,16 @@ def _record_doubt(broker: Broker, resource: str, inventory: Inventory) -> None:
             "last": unit.audit.head()[0],
         }
         unit.audit.append(Event(DOUBTED, "broker", {"store": unit.installation.id}, found), broker.now(unit))
+
+
+def _maybe_unexplained(broker: Broker, inventory: Inventory) -> list[FoundRole]:
+    """What one look at the store does not explain; each of these is looked at again while nobody closes it."""
+    try:
+        with broker.store.read() as unit:
+            known = {lease.id: lease for lease in unit.leases.get_many([x.lease for x in inventory.own if x.lease])}
+    except StoreUnavailable:
+        return list(inventory.own)  # each says so for itself
+    return [role for role in inventory.own if _is_unexplained(known.get(role.lease) if role.lease else None, role)]
 
 
 def _close_if_unexplained(broker: Broker, issuer: Issuer, role: FoundRole) -> bool:
