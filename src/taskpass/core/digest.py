@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import cast
 
 import rfc8785
 
@@ -61,17 +61,18 @@ def _check(value: object) -> bool:
     A loop over exact types first: a request is some thousand values, digested several times.
     """
     plain = True
-    todo: list[Any] = [value]
+    todo: list[object] = [value]
     while todo:
         item = todo.pop()
-        kind: type[object] = type(item)
+        kind = type(item)
         if kind is str or item is None or kind is bool:
             continue
         if issubclass(kind, dict):
-            plain = _are_plain(item) and plain
-            todo.extend(item.values())
+            fields = cast("dict[object, object]", item)
+            plain = _are_plain(fields) and plain
+            todo.extend(fields.values())
         elif issubclass(kind, list | tuple):
-            todo.extend(item)
+            todo.extend(cast("list[object]", item))
         else:
             _check_other(item)
     return plain
