@@ -214,6 +214,45 @@ def test_a_hostile_lease_id_is_refused_by_every_routine(broker, shop):
             assert found == "TP001", (lease, statement)
 
 
+HOSTILE_LISTS = [None, [], [None], ["x'; DROP"], [["a", "b"], ["c", "d"]], HOSTILE_LEASES, ["lse_" + "0" * 26] * 5001]
+HOSTILE_LIMITS = ["null", "[]", "1", '"x"', '{"statement_seconds": "1; DROP"}', '{"statement_seconds": -5}']
+HOSTILE_TENANTS = ["", "a" * 201]
+
+
+@pytest.mark.parametrize("server", [16], indirect=True)
+def test_hostile_lists_limits_tenants_and_numbers_are_refused_or_change_nothing(broker, shop):
+    connection, live, made = broker.connect(), broker.live(), broker.order()
+    broker.issuer.create(made.order)
+    standing = (
+        "SELECT l.*, r.rolcanlogin, r.rolconfig FROM taskpass.lease l JOIN pg_roles r ON r.oid = l.role ORDER BY 1"
+    )
+    before = shop.fetch(standing)
+    for leases in HOSTILE_LISTS:
+        for statement, further in [
+            ("SELECT taskpass.close_many(%s, %s, '')", [verifier()]),
+            ("SELECT * FROM taskpass.sweep_many(%s)", []),
+            ("SELECT taskpass.seal_many(%s)", []),
+            ("SELECT * FROM taskpass.clean_many(%s)", []),
+        ]:
+            found = outcome(lambda s=statement, p=(leases, *further): connection.execute(s, p))
+            assert found == "TP001", (statement, leases)
+        assert connection.execute("SELECT * FROM taskpass.prepared_many(%s)", [leases]).fetchall() == []
+    bind = "SELECT taskpass.bind(%s, %s::jsonb, %s)"
+    for limits, tenant in [*((each, "t") for each in HOSTILE_LIMITS), *(("{}", each) for each in HOSTILE_TENANTS)]:
+        found = outcome(lambda p=(made.lease, limits, tenant): connection.execute(bind, p))
+        assert found == "TP001", (limits, tenant)
+    for lease in [*HOSTILE_LEASES, broker.new_lease(), live.lease]:
+        assert outcome(lambda p=(lease, "{}", "t"): connection.execute(bind, p)) in ("TP001", "TP006"), lease
+    pids = [0, 1, -1, shop.fetch("SELECT pg_backend_pid()")[0][0], connection.info.backend_pid]
+    assert connection.execute("SELECT taskpass.fence(%s)", [pids]).fetchone() == ([],)
+    for seconds in (None, -1, 0, 2147483647):
+        connection.execute("SELECT taskpass.tidy(%s)", [seconds])
+    for epoch in (None, -1):
+        assert connection.execute("SELECT taskpass.set_epoch(%s)", [epoch]).fetchone() == (0,)
+    assert shop.fetch(standing) == before
+    assert not broker.refused(live)
+
+
 HOSTILE_VERIFIERS = [
     None,
     "",
