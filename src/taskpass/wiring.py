@@ -248,6 +248,28 @@ def _error(error: TaskpassError | None) -> dict[str, object] | None:
     return None if error is None else error.to_json()
 
 
+class _Ends:
+    """What is told to a broker by its own parts, which are made before it: ``serve`` names it."""
+
+    def serve(self, broker: Broker, sweeper: Sweeper) -> None:
+        self._broker, self._sweeper = broker, sweeper
+
+    def of_lease_holder(self, lease: LeaseId) -> None:
+        reserve_this_thread()
+        take_back(self._broker, [lease], reason="process_ended", actor="broker")
+        self._sweeper.wake()
+
+    def of_run(self, run: RunId) -> None:
+        def end() -> None:
+            reserve_this_thread()
+            end_run(self._broker, run, reason="process_ended")
+
+        threading.Thread(target=end, name="end-run").start()
+
+    def demand_known_store(self, issuer: Issuer) -> None:
+        demand_known_store(self._broker, issuer, issuer.inventory())
+
+
 def assemble(directory: Path, loop: asyncio.AbstractEventLoop, *, runtime: Path | None = None) -> Assembled:
     """Load, open and join everything; serves nothing yet. ``loop`` must be running in another thread by ``start``."""
     clock, entropy = SystemClock(), SystemEntropy()
@@ -257,41 +279,22 @@ def assemble(directory: Path, loop: asyncio.AbstractEventLoop, *, runtime: Path 
     store = open_configured(config, clock=clock, entropy=entropy, audit_key=key)
     runtime = private_directory(runtime or runtime_directory())
     root = config.broker.allow_root_agents
-    attestor = LocalAttestor(
-        directory.resolve(), allow_root=root, others=tuple(p.resolve() for p in config.other_directories)
-    )
-    issuers, watcher = IssuerPool(config, store), ProcessWatcher()
+    others = tuple(p.resolve() for p in config.other_directories)
+    attestor = LocalAttestor(directory.resolve(), allow_root=root, others=others)
+    issuers, watcher, ends = IssuerPool(config, store), ProcessWatcher(), _Ends()
     # What would be kept free here frees nothing on another machine.
     reserve = Reserve(directory / "reserve") if store.database.kind == "SQLite" else None
     agents = ThreadPoolExecutor(AGENT_THREADS, thread_name_prefix="agent")
     servers_of_agents = LineServers(loop, agents, calls_per_second=AGENT_CALLS_PER_SECOND)
-    broker: Broker
-
-    def lease_holder_ended(lease: LeaseId) -> None:
-        reserve_this_thread()
-        take_back(broker, [lease], reason="process_ended", actor="broker")
-        sweeper.wake()
-
-    def run_ended(run: RunId) -> None:
-        def end() -> None:
-            reserve_this_thread()
-            end_run(broker, run, reason="process_ended")
-
-        threading.Thread(target=end, name="end-run").start()
-
-    runs = RunSocketServer(servers_of_agents, runtime, attestor, watcher, run_ended)
-
-    def known_store(issuer: Issuer) -> None:
-        demand_known_store(broker, issuer, issuer.inventory())
-
-    fitness = TargetFitness(issuers.configured(), known_store)
+    runs = RunSocketServer(servers_of_agents, runtime, attestor, watcher, ends.of_run)
+    fitness = TargetFitness(issuers.configured(), ends.demand_known_store)
     broker = Broker(
         store=store,
         policy=policy,
         issuers=issuers.configured(),
         issuer_of=issuers.of,
         endpoints=PostgresEndpoints(loop, entropy=entropy, check_peer=EndpointPeers(runs, allow_root=root)),
-        holders=LeaseHolders(watcher, lease_holder_ended),
+        holders=LeaseHolders(watcher, ends.of_lease_holder),
         run_sockets=runs,
         fitness=fitness,
         config=config,
@@ -310,15 +313,8 @@ def assemble(directory: Path, loop: asyncio.AbstractEventLoop, *, runtime: Path 
         reserve_thread=reserve_this_thread,
     )
     rotation = Rotation(broker, issuers.kept_logins())
-    restore = reserve.restore if reserve else lambda: True
-    sweeper = Sweeper(
-        broker,
-        fitness,
-        restore_reserve=restore,
-        rotate=rotation.run,
-        executor=_reserved_pool,
-        reserve_thread=reserve_this_thread,
-    )
+    sweeper = _sweeper(broker, fitness, reserve, rotation)
+    ends.serve(broker, sweeper)
     return Assembled(
         broker=broker,
         sweeper=sweeper,
@@ -334,6 +330,17 @@ def assemble(directory: Path, loop: asyncio.AbstractEventLoop, *, runtime: Path 
         reserve=reserve,
         directory=directory,
         runtime=runtime,
+    )
+
+
+def _sweeper(broker: Broker, fitness: TargetFitness, reserve: Reserve | None, rotation: Rotation) -> Sweeper:
+    return Sweeper(
+        broker,
+        fitness,
+        restore_reserve=reserve.restore if reserve else lambda: True,
+        rotate=rotation.run,
+        executor=_reserved_pool,
+        reserve_thread=reserve_this_thread,
     )
 
 

@@ -32,7 +32,7 @@ OUTSIDE = {
     "UnkindIssuer": "breaks the contract on purpose, to see what the broker does then",
     "BreakableStore": "a store of the suite, behind faults",
     "ByEnvironment": "answers of one test, not an engine",
-    "FakeEndpoints in taskpass.testing.broker": "notes the order of calls for the broker's tests",
+    "FakeEndpoints in taskpass.testing.broker_parts": "notes the order of calls for the broker's tests",
 }
 
 

@@ -12,6 +12,7 @@ import pwd
 import re
 import sys
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,8 +101,7 @@ def command(
     The administrator's login is asked for here or read from stdin, never from the command line. It is used once.
     """
     # The engine, the store and the driver are loaded only by somebody who sets up.
-    from taskpass.cli import enrolment, installation
-    from taskpass.runtime.system import SystemClock, SystemEntropy
+    from taskpass.cli import enrolment
 
     _demand_one_source(admin_dsn_stdin=admin_dsn_stdin, print_sql=print_sql, own=login_stdin, store=store_login_stdin)
     if join or broker or own_login:
@@ -121,34 +121,56 @@ def command(
         _verbs(levels, verbs),
         migrate_owner,
     )
+    new = NewDirectory(person, trust_domain, secret_fd, store, store_ca, store_login_stdin, demo)
+    _set_up(directory, new, wanted if postgres else None, sql=print_sql, admin=admin_dsn_stdin, own=login_stdin)
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class NewDirectory:
+    """What a directory that is made needs to know; nothing of it matters for one that is there."""
+
+    person: str | None
+    trust_domain: str
+    secret_fd: int | None
+    store: str | None
+    store_ca: str | None
+    store_login_stdin: bool
+    demo: bool
+
+
+def _set_up(directory: Path, new: NewDirectory, wanted: Wanted | None, *, sql: bool, admin: bool, own: bool) -> None:
+    """Make the directory if it is not there, enrol ``wanted`` in it, hand the reviewer secret out, say what is next."""
+    from taskpass.cli import enrolment, installation
+    from taskpass.runtime.system import SystemClock, SystemEntropy
+
     clock, entropy = SystemClock(), SystemEntropy()
     fresh = not installation.exists(directory)
-    if not (fresh or postgres):
+    if not (fresh or wanted):
         raise InvalidInput(f"{directory} is a broker's directory already", hint="add a database with: --postgres")
-    if store and not fresh:
+    if new.store and not fresh:
         raise InvalidInput(f"{directory} has a store already", hint="taskpass store move ADDRESS")
     with ExitStack() as stack:
         place, secret = directory, None
         if fresh:
-            founder = installation.Founder(person or _person(), _account())
-            wish = wished(store, store_ca, from_pipe=store_login_stdin) if store else None
+            founder = installation.Founder(new.person or _person(), _account())
+            wish = wished(new.store, new.store_ca, from_pipe=new.store_login_stdin) if new.store else None
             place, secret = stack.enter_context(
                 installation.founding(
-                    directory, founder, trust_domain, demo=demo, clock=clock, entropy=entropy, store=wish
+                    directory, founder, new.trust_domain, demo=new.demo, clock=clock, entropy=entropy, store=wish
                 )
             )
         setup = enrolment.Enrolling(place, clock, entropy)
-        if postgres and print_sql:
+        if wanted and sql:
             show(setup.sql_for_dba(wanted))
-        elif postgres:
-            _enrol(setup, wanted, admin=admin_dsn_stdin, own=login_stdin)
+        elif wanted:
+            _enrol(setup, wanted, admin=admin, own=own)
     if secret:
-        _founded(directory, secret, secret_fd)
-    if print_sql:
+        _founded(directory, secret, new.secret_fd)
+    if wanted and sql:
         _how_to_continue(wanted)
-    elif postgres:
+    elif wanted:
         talk(f"next: taskpass up; and then: taskpass exec --resource NAME --access {wanted.levels[0]} -- psql")
-    return 0
 
 
 def _demand_one_source(*, admin_dsn_stdin: bool, print_sql: bool, own: bool, store: bool) -> None:

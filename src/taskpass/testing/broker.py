@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import functools
 import shutil
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Executor, Future
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,12 +25,8 @@ from taskpass.broker.request_access import Wish, request_access
 from taskpass.broker.review_request import Ballot, prepare_vote, vote
 from taskpass.broker.runs import bind_run, prepare_run
 from taskpass.config.model import Access, BrokerSettings, Config, Human, People, Resource
-from taskpass.core import digest
 from taskpass.core.approval import Verdict
-from taskpass.core.audit import Record
 from taskpass.core.budgets import Budgets
-from taskpass.core.decision import Decision, Obligations, Outcome, floor
-from taskpass.core.errors import Internal, StoreUnavailable
 from taskpass.core.ids import HumanId, LeaseId, RequestId, RunId
 from taskpass.core.lease import UNENDED, Lease, LeaseState, Target
 from taskpass.core.manifest import Keep
@@ -40,16 +34,23 @@ from taskpass.core.request import AccessRequest
 from taskpass.core.scope import Level
 from taskpass.core.separation import Environment, Separation
 from taskpass.core.task import Task
-from taskpass.gateways.base import Endpoint, EndpointOrder
-from taskpass.identity.base import Caller, Peer
+from taskpass.identity.base import Caller
 from taskpass.issuers.base import Issuer
 from taskpass.keys import ed25519, reviewer
-from taskpass.policy.base import Question
 from taskpass.runtime.fitness import TargetFitness
 from taskpass.runtime.sweeper import Sweeper
-from taskpass.store.base import Unit
 from taskpass.store.open import Create, open_store
 from taskpass.store.unit import SqlStore
+from taskpass.testing.broker_parts import (
+    BreakableStore,
+    ByEnvironment,
+    FakeEndpoints,
+    FakeHolders,
+    FakePeer,
+    FakeRunSockets,
+    Inline,
+    event_of,
+)
 from taskpass.testing.clock import FakeClock, SeededEntropy
 from taskpass.testing.unkind_issuer import OpenSession, UnkindIssuer, UnkindTarget
 
@@ -89,183 +90,6 @@ def reviewer_key(human: HumanId, generation: int = 1) -> tuple[Ed25519PrivateKey
     secret, salt = reviewer.new_reviewer_secret(entropy), reviewer.new_salt(entropy)
     private = reviewer.derive(secret, salt)
     return private, ed25519.public_of(private), salt
-
-
-class ByEnvironment:
-    """A policy that answers by environment: dev is permitted, everything else asks one member of ``dba``."""
-
-    def __init__(self) -> None:
-        ask = (Outcome.NEEDS_APPROVAL, Obligations(quorum=1, approvers=frozenset({"dba"})))
-        self.answers: dict[Environment, tuple[Outcome, Obligations]] = dict.fromkeys(Environment, ask)
-        self.answers[Environment.DEV] = (Outcome.PERMIT, Obligations())
-        self.version = 1
-
-    @property
-    def snapshot(self) -> str:
-        return digest.digest(digest.SNAPSHOT, {"engine": "by environment", "version": self.version})
-
-    def answer(self, environment: Environment, outcome: Outcome, **duties: Any) -> None:
-        """Change an answer without changing the snapshot, as a rule about time of day would."""
-        self.answers[environment] = (outcome, Obligations(**duties))
-
-    def decide(self, question: Question) -> Decision:
-        outcome, duties = self.answers[question.environment]
-        decision = Decision(outcome, f"test_{outcome.word}", duties, ("rule-canary",), snapshot=self.snapshot)
-        return floor(
-            decision,
-            question.environment,
-            writes=question.level is not Level.READ,
-            hands_on=question.manifest.hands_on,
-        )
-
-
-class FakeEndpoints:
-    """Endpoints that only hold the secret. Unlike the real ones they open again for a lease that was closed."""
-
-    def __init__(self, note: Callable[[str], None]) -> None:
-        self._note = note
-        self.open_orders: dict[LeaseId, EndpointOrder] = {}
-        self.before: Callable[[str], None] = lambda call: None
-        self.broken = False
-        self.fail_open = False
-
-    def open(self, order: EndpointOrder) -> Endpoint:
-        self.before("open")
-        self._note("endpoint.open")
-        if self.fail_open:
-            raise Internal("the endpoint cannot be opened")
-        self.open_orders[order.lease] = order
-        return Endpoint(order.directory, 5432, "orders", order.role)
-
-    def close(self, lease: LeaseId, *, message: str) -> int:
-        self.before("close")
-        if self.broken:
-            raise Internal("the endpoints' loop does not answer")
-        if self.open_orders.pop(lease, None) is None:
-            return 0
-        self._note("endpoint.close")
-        return 1
-
-    def close_many(self, leases: Sequence[LeaseId], *, message: str) -> None:
-        for lease in leases:
-            self.close(lease, message=message)
-
-    def extend(self, lease: LeaseId, seconds: float) -> None:
-        if lease in self.open_orders:
-            self.open_orders[lease] = replace(self.open_orders[lease], seconds=seconds)
-
-    def connections(self, lease: LeaseId) -> int:
-        return int(lease in self.open_orders)
-
-    def connections_of(self, party: str) -> int:
-        return sum(order.party == party for order in self.open_orders.values())
-
-
-class FakeHolders:
-    """Watched processes; ``dead`` pids count as ended when the watching begins."""
-
-    def __init__(self) -> None:
-        self.watched: dict[LeaseId, Caller] = {}
-        self.dead: set[int] = set()
-        self.ended: Callable[[LeaseId], None] = lambda lease: None
-
-    def watch_lease(self, lease: LeaseId, caller: Caller) -> None:
-        if caller.pid in self.dead:
-            self.ended(lease)
-        else:
-            self.watched[lease] = caller
-
-    def forget_lease(self, lease: LeaseId) -> None:
-        self.watched.pop(lease, None)
-
-
-class FakeRunSockets:
-    def __init__(self) -> None:
-        self.served: set[RunId] = set()
-
-    def open(self, run: RunId, uid: int, launcher: Peer) -> str:
-        self.served.add(run)
-        return f"/run/taskpass/runs/{run[-12:]}"
-
-    def bound(self, run: RunId) -> None:
-        assert run in self.served
-
-    def close(self, run: RunId) -> None:
-        self.served.discard(run)
-
-
-@dataclass
-class FakePeer:
-    caller: Caller
-
-    def alive(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
-class BreakableStore:
-    """A store whose writes can be made to fail.
-
-    ``down`` is the code with which every write fails, ``unreadable`` makes reads fail too. ``fail_at`` is the number
-    (from 1) of the write that fails: ``before`` it began, ``during`` (rolled back), or ``after`` it was durable.
-    """
-
-    def __init__(self, inner: SqlStore, note: Callable[[str], None]) -> None:
-        self.inner = inner
-        self.down = ""
-        self.unreadable = False
-        self.writes = 0
-        self.fail_at: int | None = None
-        self.fail_how = "before"
-        self._note = note
-
-    @contextmanager
-    def write(self) -> Generator[Unit]:
-        self.writes += 1
-        how = self.fail_how if self.writes == self.fail_at else ""
-        if self.down or how == "before":
-            raise StoreUnavailable("the store cannot be written", code=self.down or "store_full")
-        with self.inner.write() as unit:
-            seq, _ = unit.audit.head()
-            yield unit
-            names = [_event(record) for record in unit.audit.records(after=seq)]
-            if how == "during":
-                raise StoreUnavailable("the disk is full", code="store_full")
-        for name in names:
-            self._note(f"audit {name}")
-        if how == "after":
-            raise StoreUnavailable("the connection to the disk was lost")
-
-    @contextmanager
-    def read(self) -> Generator[Unit]:
-        if self.unreadable:
-            raise StoreUnavailable("the store cannot be read", code="store_corrupt")
-        with self.inner.read() as unit:
-            yield unit
-
-    def close(self) -> None:
-        self.inner.close()
-
-    def iterate_audit(self, *, after: int = 0) -> Iterator[Record]:
-        return self.inner.iterate_audit(after=after)
-
-
-def _event(record: Record) -> str:
-    return record.body.partition('"event":"')[2].partition('"')[0]
-
-
-class Inline(Executor):
-    """Runs what is submitted at once, in the caller's thread."""
-
-    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        done: Future[Any] = Future()
-        try:
-            done.set_result(fn(*args, **kwargs))
-        except BaseException as error:  # noqa: BLE001 - what an executor does
-            done.set_exception(error)
-        return done
 
 
 @dataclass
@@ -509,7 +333,7 @@ class Harness:
             return unit.requests.get(request_id)
 
     def events(self) -> list[str]:
-        return [_event(record) for record in self.store.iterate_audit()]
+        return [event_of(record) for record in self.store.iterate_audit()]
 
     def usable(self) -> set[str]:
         """Roles of any target that somebody could use now."""

@@ -17,7 +17,7 @@ from taskpass.identity.process import Process
 from taskpass.runtime.holders import LeaseHolders
 from taskpass.runtime.run_sockets import RunSocketServer
 from taskpass.runtime.watcher import ProcessWatcher
-from taskpass.testing.broker import FakePeer
+from taskpass.testing.broker_parts import FakePeer
 
 LEASE = LeaseId("lse_" + "0" * 26)
 RUN = RunId("run_" + "0" * 26)

@@ -13,7 +13,8 @@ from taskpass.core.decision import Outcome
 from taskpass.core.lease import LeaseState
 from taskpass.core.separation import Environment
 from taskpass.runtime.sweeper import PER_TARGET, Sweeper
-from taskpass.testing.broker import DEV, STAGING, Inline
+from taskpass.testing.broker import DEV, STAGING
+from taskpass.testing.broker_parts import Inline
 
 
 def until(condition, seconds=30.0):

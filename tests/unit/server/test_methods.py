@@ -18,7 +18,8 @@ from taskpass.keys import ed25519
 from taskpass.server.agent_methods import AgentMethods
 from taskpass.server.changed import Changed
 from taskpass.server.people_methods import PeopleMethods
-from taskpass.testing.broker import ANA, BOOT, DEV, DORA, STAGING, Caller, FakePeer, reviewer_key
+from taskpass.testing.broker import ANA, BOOT, DEV, DORA, STAGING, Caller, reviewer_key
+from taskpass.testing.broker_parts import FakePeer
 
 RESERVED = ["approved", "environment", "subject", "emergency", "callback", "separation", "context", "sponsor", "uid"]
 REQ, LSE, TSK, RUN = (f"{kind}_{'0' * 26}" for kind in ("req", "lse", "tsk", "run"))
