@@ -45,7 +45,7 @@ def _alive(figures: Figures, broker: Broker, leases: int) -> None:
         f"with {leases} live leases: what is due for renewal {renew:.0f} ms (every second), manifests {alike:.0f} ms"
         f" (every 15 s), targets {targets:.0f} ms (every 5 s), counting them for people {count:.0f} ms"
     )
-    figures.at_most("looking for what is to be renewed", renew, 250, "ms")
+    figures.at_most("looking for what is to be renewed", renew, 500, "ms")
     figures.at_most("looking whether a manifest has become wider", alike, 1500, "ms")
 
 

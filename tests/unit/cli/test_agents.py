@@ -254,7 +254,9 @@ def test_status_shows_what_there_is(broker, capfd):
     used = {"leases": {"used": 3, "most": 10}, "tasks": {"used": 0, "most": 100}}
     broker.answers["status"] = {"task": None, "separation": "none", "resources": [served], "budgets": used}
     assert main(["status"]) == 0
-    assert "orders    dev          read    yes" in capfd.readouterr().out
+    shown = capfd.readouterr().out
+    assert "orders    dev          read    yes" in shown
+    assert "used: leases 3 of 10\n" in shown
     assert main(["status", "--json"]) == 0
     assert json.loads(capfd.readouterr().out)["resources"] == [served]
 
