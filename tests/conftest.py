@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import secrets
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,15 +13,13 @@ import pytest
 from psycopg import sql
 
 from taskpass.core.secret import Secret
-from taskpass.issuers.postgres import scram
-from taskpass.runtime.system import SystemEntropy
 from taskpass.testing.postgres import EmbeddedServer, available
+from tests.databases import cheap_password, empty
 from tests.missing import missing
 from tests.postgres_stores import StoreServer
 
 VERSIONS = (15, 16, 17, 18)
 EMPTY = "empty_template"
-EMPTY_SECONDS = 5.0
 LONGEST = (
     "tests/acceptance/test_torture.py",
     "tests/integration/postgres/test_close.py",
@@ -135,20 +132,11 @@ class Database:
             admin.execute(sql.SQL("DROP OWNED BY {0}; DROP ROLE {0}").format(names))
 
 
-def empty(admin: Connection, database: str) -> None:
-    """End every session in ``database`` and wait for that: if one is left, DROP DATABASE looks again after 100 ms."""
-    ending = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
-    deadline = time.monotonic() + EMPTY_SECONDS
-    while admin.execute(ending, [database]).fetchall() and time.monotonic() < deadline:
-        time.sleep(0.001)
-
-
 class Cluster:
     """A server of the session as its databases are made and dropped: over one connection that stays open."""
 
     def __init__(self, server: EmbeddedServer):
         self.server = server
-        _cheapen_logins(server)
         self._admin = server.connect()
         self._admin.execute(f"CREATE DATABASE {EMPTY} TEMPLATE template0")
         # A first session writes the catalogue's cache file, which is then copied into each database.
@@ -169,14 +157,6 @@ class Cluster:
         made = Database(self.server, f"t{next(_numbers)}", self.admin)
         self.admin.execute(f"CREATE DATABASE {made.name} TEMPLATE {EMPTY} STRATEGY file_copy".encode())
         return made
-
-
-def _cheapen_logins(server: EmbeddedServer) -> None:
-    """Let the superuser log in with one round of hashing instead of 4096: the suite does so some ten thousand times."""
-    verifier = scram.verifier(server.password, SystemEntropy(), iterations=1)
-    with server.connect() as connection:
-        words = sql.SQL("ALTER ROLE {} PASSWORD {}").format(sql.Identifier(server.superuser), sql.Literal(verifier))
-        connection.execute(words)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -202,6 +182,8 @@ def servers() -> Iterator[Callable[[int], EmbeddedServer]]:
             server = EmbeddedServer(version, options={"max_prepared_transactions": "20"}, durable=False)
             server.start()
             running[version] = server
+            with server.connect() as connection:
+                connection.execute(cheap_password("ALTER ROLE", server.superuser, server.password))
         return running[version]
 
     yield get

@@ -12,6 +12,7 @@ from taskpass.core.secret import Secret
 from taskpass.keys import files
 from taskpass.store.open import Access, Create, open_reader, open_store
 from taskpass.testing.suites.records import NOW, Counting, FixedClock
+from tests.databases import cheap_password, empty
 
 OWNER = "store_broker"
 TEMPLATE = "store_template"
@@ -27,7 +28,7 @@ class StoreServer:
         self.keys = directory / f"keys-{server.version}"
         self.key = files.create(self.keys, files.AUDIT, entropy=Counting(), at=NOW)
         with server.connect() as connection:
-            connection.execute(f"CREATE ROLE {OWNER} LOGIN PASSWORD '{self.password.reveal()}'")
+            connection.execute(cheap_password("CREATE ROLE", OWNER, self.password))
             connection.execute(f"CREATE DATABASE {TEMPLATE} OWNER {OWNER} TEMPLATE template0 ENCODING 'UTF8'")
         self.place(TEMPLATE).open().close()
 
@@ -42,7 +43,7 @@ class StoreServer:
     def _made(self, options):
         name = f"store_{next(_numbers)}"
         with self.server.connect() as connection:
-            connection.execute(f"CREATE DATABASE {name} OWNER {OWNER} {options}")
+            connection.execute(f"CREATE DATABASE {name} OWNER {OWNER} {options} STRATEGY file_copy")
         return self.place(name)
 
     def place(self, name):
@@ -118,4 +119,5 @@ class PostgresPlace:
     def drop(self):
         self.close()
         with self.server.connect() as connection:
+            empty(connection, self.name)
             connection.execute(f"DROP DATABASE {self.name} WITH (FORCE)")
