@@ -242,7 +242,7 @@ class Sweeper:
                 free = self._broker.owners.free
                 for resource, waiting in unit.leases.due_by_resource(now).items():
                     many = waiting >= MANY
-                    if many:
+                    if many and self._bulks[f"close/{resource}"] < BULKS:  # else reading who waits would be for nothing
                         self._close_in_bulks(
                             resource, free(unit, unit.leases.due_ids(now, resource=resource, alone=CLOSE_ALONE))
                         )
