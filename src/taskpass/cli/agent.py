@@ -33,7 +33,7 @@ JOB = (
     Option("--ticket", "Ticket of the task", "TEXT"),
 )
 SCOPE = (
-    Option("--access", "How far: read (the only one so far)", "LEVEL"),
+    Option("--access", "How far, as the resource offers it: read (the default), write, migrate", "LEVEL"),
     Option("--table", "Only this table or pattern, like public.orders", "SCHEMA.TABLE", many=True),
     Option("--ttl", "How long, like 15m; policy decides the most", "DURATION"),
     Option("--reason", "Why, in your own words; a person may read it", "TEXT"),
