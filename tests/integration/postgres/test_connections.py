@@ -11,7 +11,8 @@ import pytest
 from taskpass.core.errors import TargetUnfit
 from taskpass.issuers.postgres import connection as connecting
 from taskpass.issuers.postgres.connection import AT_ONCE
-from tests.conftest import Database
+from taskpass.testing.postgres import EmbeddedServer
+from tests.conftest import Database, require_version
 from tests.integration.postgres.enrolled import TABLES, Broker, until
 
 pytestmark = pytest.mark.service
@@ -66,6 +67,33 @@ def test_a_connection_that_was_not_needed_for_a_while_is_closed_when_another_one
     with broker.issuer._connections.use():
         pass
     until(lambda: open_sessions(broker) == 1, what="the end of the unused one")
+
+
+def test_a_crash_may_take_away_what_was_just_given_and_never_brings_back_what_was_taken():
+    """With a log that is not written by itself, only what waits for the disk is on it."""
+    require_version(18)
+    with EmbeddedServer(18, options={"wal_writer_delay": "10s"}) as server:
+        database = Database(server, "shop")
+        with server.connect() as admin:
+            admin.execute("CREATE DATABASE shop")
+        database.execute(*TABLES)
+        broker = Broker(database)
+        taken, lost = broker.live(), broker.live()
+        broker.issuer.close(taken.role, audit_head="9:sha256:00ff")
+        given = broker.live()
+        server.crash()
+        server.start()
+        broker.issuer.close_connections()
+        assert broker.role(given) is None
+        assert broker.role(lost) is not None
+        assert broker.refused(taken)
+        assert broker.refused(given)
+        for made in (given, lost, taken):
+            assert broker.issuer.close(made.role, audit_head="9:sha256:00ff").answer
+            assert broker.issuer.clean(made.role)
+            assert broker.role(made) is None
+        broker.issuer.close_connections()
+        database.close()
 
 
 def test_what_the_kit_refuses_while_granting_keeps_its_meaning(broker):

@@ -272,6 +272,22 @@ class Connections:
         }
 
 
+@contextlib.contextmanager
+def giving(connection: Connection) -> Generator[None]:
+    """One transaction that gives access, whose statements are sent without waiting for each answer. After an error the
+    connection is of no more use.
+
+    It does not wait for the disk: a crash of the server within the next moment may take what was given away again, and
+    whatever it lets pass it keeps whole and in order. Not for taking back, which has to last, and whose commit makes
+    everything before it last too. (The driver's own transaction waits for the server at both of its ends.)
+    """
+    with connection.pipeline():
+        connection.execute("BEGIN")
+        connection.execute("SET LOCAL synchronous_commit = off")
+        yield
+        connection.execute("COMMIT")
+
+
 def _answers(connection: Connection, idle: float) -> bool:
     """Whether the server is still there, without asking it if the connection was used ``idle`` seconds ago only.
 

@@ -54,6 +54,7 @@ from taskpass.issuers.postgres.connection import (
     Connections,
     Timeline,
     driver_errors,
+    giving,
 )
 from taskpass.issuers.postgres.drill import PostgresDrill
 from taskpass.issuers.postgres.own_login import OwnLogin
@@ -243,9 +244,7 @@ class PostgresIssuer:
         warnings: list[str] = []
         with self._connections.use() as connection, driver_errors("making the account"):
             heard = _listen(connection, warnings)
-            # The driver's own transaction would wait for the server at its beginning and end.
-            with connection.pipeline():
-                connection.execute("BEGIN")
+            with giving(connection):
                 made = connection.execute(
                     "SELECT taskpass.issue(%s, %s::jsonb, %s, %s, %s, %s)",
                     [
@@ -265,7 +264,6 @@ class PostgresIssuer:
                 if warnings:
                     raise TargetUnfit("the target warned while granting, so not all was granted", code="kit_grant")
                 self._compare(connection, order, held)
-                connection.execute("COMMIT")
             connection.remove_notice_handler(heard)
 
     def _compare(self, connection: Connection, order: Order, held: Callable[[], rights.Rights]) -> None:
@@ -283,7 +281,11 @@ class PostgresIssuer:
         lease = self._own(role)
 
         def once() -> None:
-            with self._connections.use() as connection, driver_errors("enabling the account"):
+            with (
+                self._connections.use() as connection,
+                driver_errors("enabling the account"),
+                giving(connection),
+            ):
                 connection.execute("SELECT taskpass.enable(%s, %s, %s)", [lease, lifetime, audit_head])
 
         _again(once)
