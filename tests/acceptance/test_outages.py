@@ -294,11 +294,11 @@ def test_a_store_on_a_read_only_disk_is_refused_at_start_in_one_line(stage):
 
 @pytest.fixture
 def small_disk():
-    """A stage whose broker's directory lies on a disk of 24 MiB."""
+    """A stage whose broker's directory lies on a disk of 64 MiB."""
     with Small(durable=False) as made:
         disk = made.root / "disk"
         disk.mkdir(mode=0o700)
-        words = ["mount", "-t", "tmpfs", "-o", "size=24m,mode=0700", "tmpfs", str(disk)]
+        words = ["mount", "-t", "tmpfs", "-o", "size=64m,mode=0700", "tmpfs", str(disk)]
         if subprocess.run(words, capture_output=True, check=False).returncode:
             pytest.skip("this machine does not let us mount")
         try:
@@ -324,7 +324,7 @@ def test_a_full_disk_issues_nothing_and_revoking_works_and_is_recorded(small_dis
             except StoreUnavailable as error:
                 codes.add(error.code)
                 break
-        assert codes == {"store_full"}
+        assert codes == {"disk_low"}
         assert stage.taskpass("revoke", "--task", leases[0]["task"], "--reason", "full disk").returncode == 0
         stage.proven(leases[0])
         assert met(sessions[0]) != "alive"
