@@ -1,12 +1,13 @@
 """Statements that run again and again: the library writes their text once, and then they go straight to the driver.
 
-What the library does around each statement takes four times as long as SQLite takes to run it, and an access is issued
-in some thirty statements. Not for statements that are built per call, or that hold a list: the library keeps those.
+What the library does around a statement takes several times as long as SQLite takes to run it, and an access is issued
+in some thirty of them. Not for statements that are built per call, or that hold a list: the library keeps those.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +51,8 @@ class Kept:
         if not isinstance(written, SQLCompiler) or written.literal_execute_params or written.post_compile_params:
             raise Internal("a statement with a list in it cannot be kept")
         positions = tuple(written.positiontup or ()) if written.positional else None
-        text = _Text(str(written), dict(written.params), positions)
+        known = {name: value for name, value in written.params.items() if name not in first}
+        text = _Text(str(written), frozenset(first), known, positions)
         return self._texts.setdefault(dialect.name, text)
 
     @property
@@ -60,12 +62,17 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """``known`` are the values that the statement brings along; ``positions`` None for a driver that takes names."""
+    """``names`` are those of the values, and ``known`` the values that the statement brings along itself; ``positions``
+    is None for a driver that takes names.
+    """
 
     words: str
+    names: AbstractSet[str]
     known: Mapping[str, Any]
     positions: tuple[str, ...] | None
 
     def given(self, values: Mapping[str, Any]) -> Any:
-        all_values = {**self.known, **values} if self.known.keys() - values.keys() else values
+        if values.keys() != self.names:
+            raise Internal("a kept statement was given values of other names than before")
+        all_values = {**self.known, **values} if self.known else values
         return all_values if self.positions is None else [all_values[name] for name in self.positions]

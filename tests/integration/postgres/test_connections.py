@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 
 import psycopg
 import pytest
@@ -17,19 +16,15 @@ from tests.integration.postgres.enrolled import TABLES, Broker, until
 
 pytestmark = pytest.mark.service
 
-_numbers = itertools.count(1)
-
 
 @pytest.fixture
-def broker(servers):
-    database = Database(servers(18), f"connections{next(_numbers)}")
-    with database.server.connect() as admin:
-        admin.execute(f"CREATE DATABASE {database.name}".encode())
+def broker(servers, clusters):
+    database = clusters(servers(18)).database()
     database.execute(*TABLES)
     made = Broker(database)
     yield made
     made.forget()
-    database.close()
+    database.drop()
 
 
 def open_sessions(broker):

@@ -42,6 +42,14 @@ def test_a_statement_with_a_list_in_it_is_refused(session):
         session.rows(Kept(listed), {"several": ["a", "b"]})
 
 
+@pytest.mark.parametrize("row", [{**ROWS[1], "more": 1}, {"id": "brk_9", "machine": "m"}])
+def test_values_of_other_names_than_before_are_refused_and_none_is_left_out(session, row):
+    kept = Kept(insert(brokers))
+    session.change(kept, ROWS[0])
+    with pytest.raises(Internal):
+        session.change(kept, row)
+
+
 def test_an_error_of_the_driver_becomes_ours_and_spends_the_unit(session):
     session.change(Kept(insert(brokers)), ROWS[0])
     with pytest.raises(Conflict):

@@ -98,13 +98,23 @@ class _Snapshot:
         return found
 
 
+def none_asked(_: Connection) -> Sequence[Opening]:
+    """For ``resolve`` where what PUBLIC may do is found in another way."""
+    return ()
+
+
+def read_openings(connection: Connection) -> list[Opening]:
+    """What PUBLIC may do that no lease may inherit. Driver errors come through, as with ``fetch``."""
+    return [Opening(*row) for row in fetch(connection, query("public_reach"))]
+
+
 def resolve(
-    connection: Connection, scope: Scope, openings: Callable[[Connection], Sequence[Opening]] | None = None
+    connection: Connection, scope: Scope, openings: Callable[[Connection], Sequence[Opening]] = read_openings
 ) -> Manifest:
     """The manifest that ``scope`` means in the connected database now; the same catalogue gives the same digest.
 
-    ``openings`` gives what PUBLIC may do besides, which is no part of a manifest; None reads it here. The granting
-    transaction gives ``none_asked``: it reads back what the account can read, PUBLIC's grants included.
+    ``openings`` gives what PUBLIC may do besides, which is no part of a manifest. The granting transaction passes
+    ``none_asked``: it reads back what the account can read, PUBLIC's grants included.
 
     Raises ``TargetUnfit`` if PUBLIC may do something there that every lease would inherit, or if the catalogue cannot
     be read; ``TargetUnavailable`` if the server does not answer.
@@ -114,7 +124,7 @@ def resolve(
         choice = _choose(snapshot, scope)
         columns = _columns(connection, choice.granted)
         effects = _effects(connection) if choice.granted and scope.verbs & WRITE_VERBS else None
-        public = (openings or read_openings)(connection)
+        public = openings(connection)
     objects, without_columns = _objects(snapshot, scope, choice.granted, columns)
     if effects:
         objects = _with_effects(snapshot, scope, objects, effects)
@@ -200,16 +210,6 @@ def _read(connection: Connection) -> _Snapshot:
         open_schemas=frozenset(open_schemas),
         ambient=("CATALOGUE", *(word for word, open_to_public in words.items() if open_to_public)),
     )
-
-
-def none_asked(_: Connection) -> Sequence[Opening]:
-    """For ``resolve`` where what PUBLIC may do is found in another way."""
-    return ()
-
-
-def read_openings(connection: Connection) -> list[Opening]:
-    """What PUBLIC may do that no lease may inherit. Driver errors come through, as with ``fetch``."""
-    return [Opening(*row) for row in fetch(connection, query("public_reach"))]
 
 
 @dataclass(slots=True)

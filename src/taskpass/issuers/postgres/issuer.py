@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psycopg
 
@@ -161,8 +161,13 @@ class PostgresIssuer:
             if scope.level is Level.MIGRATE:
                 return migrate.resolve(connection, scope)
             public = self._aside.submit(self._read_openings)
+
+            def openings(own: Connection) -> Sequence[catalogue.Opening]:
+                beside = public.result()
+                return catalogue.read_openings(own) if beside is None else beside
+
             try:
-                return catalogue.resolve(connection, scope, lambda own: _first(public.result(), own))
+                return catalogue.resolve(connection, scope, openings)
             finally:
                 wait([public])
 
@@ -212,53 +217,16 @@ class PostgresIssuer:
         if order.manifest.empty:
             raise InvalidInput("there is nothing to grant")
         verifier = scram.verifier(order.secret, self._entropy, iterations=scram.ITERATIONS[order.delivery])
-        create = self._create_once if order.manifest.migration is None else self._create_owner_once
-        _again(lambda: create(order, verifier))
-
-    def _create_owner_once(self, order: Order, verifier: str) -> None:
-        """As ``_create_once``, for a lease that acts as an owner and has no rights of its own."""
-        warnings: list[str] = []
-        asked = order.manifest.migration
-        assert asked is not None
-        with self._connections.use() as connection, driver_errors("making the account"):
-            heard = _listen(connection, warnings)
-            with connection.transaction():
-                connection.execute(
-                    "SELECT taskpass.issue_owner(%s, %s, %s, %s, %s, %s)",
-                    [
-                        order.lease,
-                        asked.owner_oid,
-                        verifier,
-                        order.lifetime,
-                        order.limits.connections,
-                        order.audit_head,
-                    ],
-                )
-                if warnings:
-                    raise TargetUnfit("the target warned while granting, so not all was granted", code="kit_grant")
-                if migrate.resolve(connection, order.scope).digest() != order.asked:
-                    raise ManifestChanged("the database changed since this was decided", hint="ask again")
-            connection.remove_notice_handler(heard)
+        _again(lambda: self._create_once(order, verifier))
 
     def _create_once(self, order: Order, verifier: str) -> None:
         warnings: list[str] = []
         with self._connections.use() as connection, driver_errors("making the account"):
             heard = _listen(connection, warnings)
             with giving(connection):
-                made = connection.execute(
-                    "SELECT taskpass.issue(%s, %s::jsonb, %s, %s, %s, %s)",
-                    [
-                        order.lease,
-                        _wanted(order.manifest),
-                        verifier,
-                        order.lifetime,
-                        order.limits.connections,
-                        order.audit_head,
-                    ],
-                )
-                if order.limits != Limits() or order.scope.tenant:
-                    made = connection.execute("SELECT taskpass.bind(%s, %s::jsonb, %s)", _binding(order))
-                held = rights.ask(connection, order.role)
+                made = _ask_for(connection, order, verifier)
+                # One that acts as an owner inherits nothing and is given nothing that could be read back.
+                held = rights.ask(connection, order.role) if order.manifest.migration is None else None
                 # Nothing was waited for until here, and the server reads the rights while this goes on.
                 made.fetchone()
                 if warnings:
@@ -266,11 +234,11 @@ class PostgresIssuer:
                 self._compare(connection, order, held)
             connection.remove_notice_handler(heard)
 
-    def _compare(self, connection: Connection, order: Order, held: Callable[[], rights.Rights]) -> None:
-        now = catalogue.resolve(connection, order.scope, catalogue.none_asked)
+    def _compare(self, connection: Connection, order: Order, held: Callable[[], rights.Rights] | None) -> None:
+        now = _resolve_inside(connection, order.scope)
         if now.digest() != order.asked or not is_within(order.manifest, accept(now, order.manifest.accepted)):
             raise ManifestChanged("the database changed since this was decided", hint="ask again")
-        if held() != rights_of(order.manifest):
+        if held is not None and held() != rights_of(order.manifest):
             raise TargetUnfit(
                 "the account could do something else than was decided",
                 hint="something is granted to PUBLIC: taskpass doctor names it",
@@ -464,8 +432,24 @@ SELECT s.epoch, s.audit_seq, (extract(epoch FROM clock_timestamp()) * 1000)::big
 """
 
 
-def _first(found: Sequence[catalogue.Opening] | None, own: Connection) -> Sequence[catalogue.Opening]:
-    return catalogue.read_openings(own) if found is None else found
+def _ask_for(connection: Connection, order: Order, verifier: str) -> psycopg.Cursor[Any]:
+    """Send the kit what makes the account: one with rights of its own, or one that acts as an owner and has none."""
+    asked = order.manifest.migration
+    limits: list[object] = [verifier, order.lifetime, order.limits.connections, order.audit_head]
+    if asked is not None:
+        query = "SELECT taskpass.issue_owner(%s, %s, %s, %s, %s, %s)"
+        return connection.execute(query, [order.lease, asked.owner_oid, *limits])
+    query = "SELECT taskpass.issue(%s, %s::jsonb, %s, %s, %s, %s)"
+    made = connection.execute(query, [order.lease, _wanted(order.manifest), *limits])
+    if order.limits != Limits() or order.scope.tenant:
+        made = connection.execute("SELECT taskpass.bind(%s, %s::jsonb, %s)", _binding(order))
+    return made
+
+
+def _resolve_inside(connection: Connection, scope: Scope) -> Manifest:
+    if scope.level is Level.MIGRATE:
+        return migrate.resolve(connection, scope)
+    return catalogue.resolve(connection, scope, catalogue.none_asked)
 
 
 def _wanted(manifest: Manifest) -> str:
